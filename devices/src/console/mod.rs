@@ -1,0 +1,1 @@
+//! Where a serial console leads on the host: standard streams, a file, a socket, a pty.

@@ -1,0 +1,1 @@
+//! Devices at fixed ports: serial, i8042 reset, boot timer, power.

@@ -1,0 +1,74 @@
+//! What a virtio device is, apart from the transport that carries it.
+
+use event_manager::{EventOps, Events};
+
+use super::{Interrupt, VirtQueue};
+use crate::GuestMemory;
+
+/// Why a device could not take up its work. The transport answers with DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver set up another number of queues than the device has.
+    #[error("the driver enabled {found} queues of {wanted}")]
+    Queues {
+        /// Queues that the driver enabled.
+        found: usize,
+        /// Queues that the device needs.
+        wanted: usize,
+    },
+    /// The device's back end refused.
+    #[error("the back end cannot start")]
+    Backend(#[source] std::io::Error),
+}
+
+/// What a driver that has set DRIVER_OK hands to the device. The device owns it until reset.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory that the queues and their buffers lie in.
+    pub mem: GuestMemory,
+    /// The features that both sides agreed on.
+    pub features: u64,
+    /// The device's queues, in the device's order, checked and ready.
+    pub queues: Vec<VirtQueue>,
+    /// For configuration changes; the queues have a handle of their own for used buffers.
+    pub interrupt: Interrupt,
+}
+
+/// A virtio device (virtio 1.2, section 5). It knows neither its transport nor its thread: the
+/// transport asks for identity, features and configuration, and hands over the queues at
+/// DRIVER_OK; the event loop tells it of kicks and of what its host side has to say.
+///
+/// Inactive, a device holds its configuration; active, also the queues; `reset` takes them back.
+pub trait VirtioDevice: Send {
+    /// The device type number (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, in entries.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// The device's own features and those of its rings. VIRTIO_F_VERSION_1 is the transport's.
+    fn features(&self) -> u64;
+
+    /// The driver reads the device's configuration space. What lies outside reads as zeros, which
+    /// `data` holds already.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver writes to the configuration space. Most devices have nothing to write to.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// DRIVER_OK: the device may use its queues from now on.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The driver resets the device: it finishes or forgets what is in flight, touches guest memory
+    /// no more, and drops the queues. Called in any state.
+    fn reset(&mut self);
+
+    /// The event loop starts: the device registers the descriptors of its host side, if any.
+    fn register(&mut self, _ops: &mut EventOps) {}
+
+    /// The driver kicked `queue`. May come at any time, also late, when the device is inactive.
+    fn kick(&mut self, queue: usize, ops: &mut EventOps);
+
+    /// A descriptor that `register` added has something to say.
+    fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {}
+}

@@ -1,0 +1,17 @@
+//! Virtio 1.2: the transport over MMIO, and the devices.
+
+pub mod block;
+pub mod device;
+pub mod interrupt;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod subscriber;
+
+#[cfg(test)]
+pub(crate) mod mock;
+
+pub use device::{ActivateError, Activation, VirtioDevice};
+pub use interrupt::Interrupt;
+pub use queue::VirtQueue;

@@ -1,0 +1,1 @@
+//! The monitor: configuration in, a running VM out.
