@@ -1,6 +1,8 @@
 //! Virtio 1.2: the transport over MMIO, and the devices.
 
 pub mod block;
+pub mod buffers;
+pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
@@ -12,6 +14,8 @@ pub mod subscriber;
 #[cfg(test)]
 pub(crate) mod mock;
 
+pub use buffers::Buffers;
+pub use chain::Chain;
 pub use device::{ActivateError, Activation, VirtioDevice};
 pub use interrupt::Interrupt;
-pub use queue::VirtQueue;
+pub use queue::{QueueError, VirtQueue};

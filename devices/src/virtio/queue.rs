@@ -1,5 +1,289 @@
 //! A virtqueue as its device owns it: the ring loop, notification and what a hostile ring can be.
 
-/// A virtqueue (being written).
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::Table;
+use super::{Chain, Interrupt};
+use crate::GuestMemory;
+use crate::log_limit::log_limited;
+
+/// Chains that one call of [`VirtQueue::drain`] serves at most, so that a driver that never pauses
+/// leaves the event loop to others.
+pub const DRAIN_CHAINS: usize = 64;
+
+/// What a ring or a chain can be that no honest driver makes. The device stops until its driver
+/// resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The available index is further ahead than the ring has entries.
+    #[error("the available index {index} is over {size} entries ahead of {next}")]
+    AvailIndex {
+        /// What the driver wrote.
+        index: u16,
+        /// The device's next entry.
+        next: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A descriptor number that its table does not have.
+    #[error("descriptor {index} of a table of {size}")]
+    DescriptorIndex {
+        /// What the driver wrote.
+        index: u16,
+        /// Entries of the table.
+        size: u16,
+    },
+    /// More descriptors than a chain may have, which is also what a loop looks like.
+    #[error("a chain of more than {limit} descriptors, or one that loops")]
+    ChainTooLong {
+        /// Descriptors that a chain may have.
+        limit: u16,
+    },
+    /// 2^32 bytes or more in one chain.
+    #[error("a chain of more than 4 GiB")]
+    ChainLength,
+    /// More separate pieces of host memory than one system call takes.
+    #[error("a chain of more than {} pieces", super::buffers::MAX_PIECES)]
+    Pieces,
+    /// A readable buffer behind a writable one.
+    #[error("a readable buffer behind a writable one")]
+    Order,
+    /// A buffer that is not in guest memory, or not all of it.
+    #[error("a buffer at {addr:#x}+{len:#x}, which is not guest memory")]
+    Buffer {
+        /// Its guest physical address.
+        addr: u64,
+        /// Its length in bytes.
+        len: u32,
+    },
+    /// A descriptor table that is not in guest memory.
+    #[error("a descriptor table at {addr:#x}, which is not guest memory")]
+    Table {
+        /// Its guest physical address.
+        addr: u64,
+    },
+    /// An indirect descriptor inside an indirect table, or one that goes on.
+    #[error("an indirect descriptor in an indirect table, or with a successor")]
+    IndirectPlace,
+    /// An indirect table that is empty, no whole number of descriptors, or too long.
+    #[error("an indirect table of {len} bytes")]
+    IndirectLength {
+        /// What the driver wrote.
+        len: u32,
+    },
+    /// A chain that holds no request of the device's kind.
+    #[error("{0}")]
+    Request(&'static str),
+    /// A ring that was guest memory when it was set up, and is no more.
+    #[error("a ring cannot be accessed")]
+    Ring(#[source] GuestMemoryError),
+    /// The same, as virtio-queue found it.
+    #[error("a ring cannot be used")]
+    RingState(#[source] virtio_queue::Error),
+}
+
+/// A virtqueue that is set up, with its way to ring the driver. A device owns it from activation
+/// to reset.
+///
+/// `virtio_queue::Queue` does the arithmetic of the rings. The chains are walked here, because its
+/// iterators end silently where a driver lies.
 #[derive(Debug)]
-pub struct VirtQueue;
+pub struct VirtQueue {
+    /// For messages: device and number.
+    name: String,
+    ring: Queue,
+    mem: GuestMemory,
+    kick: Arc<EventFd>,
+    interrupt: Interrupt,
+    /// Whether a buffer was used since the last [`Self::signal`].
+    is_signal_due: bool,
+    /// The chain that [`Self::drain`] fills again and again.
+    scratch: Chain,
+}
+
+impl VirtQueue {
+    /// A queue over `ring`, whose addresses are checked and lie in `mem`. `name` is for messages,
+    /// `kick` is where the driver's notifications arrive.
+    pub fn new(
+        name: String,
+        ring: Queue,
+        mem: GuestMemory,
+        kick: Arc<EventFd>,
+        interrupt: Interrupt,
+    ) -> Self {
+        Self {
+            scratch: Chain::new(&mem),
+            name,
+            ring,
+            mem,
+            kick,
+            interrupt,
+            is_signal_due: false,
+        }
+    }
+
+    /// Entries of the ring, as the driver chose it.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The memory that the ring and its buffers lie in.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.mem
+    }
+
+    /// Takes the next available chain into `chain`; false if there is none, or if the device must
+    /// be reset first. After an error call [`Self::fail`]: the ring makes no sense any more.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.interrupt.is_reset_needed() || self.pending()? == 0 {
+            return Ok(false);
+        }
+        let (next, size) = (self.ring.next_avail(), self.ring.size());
+        // The rings were checked when they were set up: no overflow, and no division by zero.
+        let offset = 4 + 2 * u64::from(next % size);
+        let head: u16 = self
+            .mem
+            .read_obj(GuestAddress(self.ring.avail_ring().wrapping_add(offset)))
+            .map(u16::from_le)
+            .map_err(QueueError::Ring)?;
+        let table = Table {
+            addr: GuestAddress(self.ring.desc_table()),
+            size,
+        };
+        chain.walk(&self.mem, table, head, self.ring.max_size())?;
+        self.ring.set_next_avail(next.wrapping_add(1));
+        Ok(true)
+    }
+
+    /// Gives the chain that was popped last back to the ring, to be popped again. For as many
+    /// chains as were popped and not completed, in reverse order.
+    pub fn undo_pop(&mut self) {
+        self.ring
+            .set_next_avail(self.ring.next_avail().wrapping_sub(1));
+    }
+
+    /// Chains that are available.
+    fn pending(&self) -> Result<u16, QueueError> {
+        // Acquire: what the driver wrote before it moved the index is seen after it.
+        let index = self
+            .ring
+            .avail_idx(&self.mem, Ordering::Acquire)
+            .map_err(QueueError::RingState)?
+            .0;
+        let (next, size) = (self.ring.next_avail(), self.ring.size());
+        let pending = index.wrapping_sub(next);
+        if pending > size {
+            return Err(QueueError::AvailIndex { index, next, size });
+        }
+        Ok(pending)
+    }
+
+    /// Hands the chain that starts at `head` back to the driver, with `len` bytes written to its
+    /// writable buffers from their front.
+    pub fn complete(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
+        self.is_signal_due = true;
+        self.ring
+            .add_used(&self.mem, head, len)
+            .map_err(QueueError::RingState)
+    }
+
+    /// Interrupts the driver if chains were completed since the last call and it wants to know.
+    pub fn signal(&mut self) -> Result<(), QueueError> {
+        if !std::mem::take(&mut self.is_signal_due) {
+            return Ok(());
+        }
+        let wanted = if self.ring.event_idx_enabled() {
+            self.ring
+                .needs_notification(&self.mem)
+                .map_err(QueueError::RingState)?
+        } else {
+            // The used index must be visible before the flag is read, or both sides may wait.
+            fence(Ordering::SeqCst);
+            let flags: u16 = self
+                .mem
+                .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
+                .map_err(QueueError::Ring)?;
+            u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
+            self.interrupt.used_buffer();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver not to kick: the device looks by itself.
+    pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
+        self.ring
+            .disable_notification(&self.mem)
+            .map_err(QueueError::RingState)
+    }
+
+    /// Asks the driver to kick again. True if a chain came in between, for which no kick may come.
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
+        self.ring
+            .enable_notification(&self.mem)
+            .map_err(QueueError::RingState)
+    }
+
+    /// Kicks itself: the event loop comes back to this queue after it has looked after the others.
+    pub fn kick_again(&self) {
+        // Cannot fail but for a full counter, and then a kick is pending already.
+        let _ = self.kick.write(1);
+    }
+
+    /// The whole work of a device that answers each chain at once: `serve` gets each available
+    /// chain and returns how many bytes it wrote. The driver's kicks are off meanwhile and it is
+    /// interrupted once, at the end. After [`DRAIN_CHAINS`] chains the queue kicks itself and
+    /// leaves the rest for later. An error, of the ring or of `serve`, stops the device.
+    pub fn drain(&mut self, serve: impl FnMut(&mut Chain) -> Result<u32, QueueError>) {
+        if let Err(error) = self.try_drain(serve) {
+            self.fail(&error);
+        }
+    }
+
+    fn try_drain(
+        &mut self,
+        mut serve: impl FnMut(&mut Chain) -> Result<u32, QueueError>,
+    ) -> Result<(), QueueError> {
+        let mut chain = std::mem::take(&mut self.scratch);
+        let mut left = DRAIN_CHAINS;
+        self.disable_kicks()?;
+        loop {
+            while left > 0 && self.pop(&mut chain)? {
+                let len = serve(&mut chain)?;
+                self.complete(chain.head(), len)?;
+                left -= 1;
+            }
+            self.signal()?;
+            if left == 0 {
+                self.kick_again();
+                break;
+            }
+            // A stopped device pops nothing, however much is there.
+            if self.interrupt.is_reset_needed() || !self.enable_kicks()? {
+                break;
+            }
+            // Another look costs as much as a chain, lest an index that flickers holds us here.
+            left -= 1;
+        }
+        self.scratch = chain;
+        Ok(())
+    }
+
+    /// The driver broke the rules: says so, once in a while, and stops the device until its driver
+    /// resets it.
+    pub fn fail(&mut self, error: &QueueError) {
+        log_limited!(
+            error,
+            "{}: the guest's driver made {error}; the device stops until it is reset",
+            self.name
+        );
+        self.interrupt.needs_reset();
+    }
+}

@@ -1,0 +1,274 @@
+//! The buffers of a descriptor chain, as the host sees them: checked, mapped, ready for I/O
+//! without a copy.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use super::QueueError;
+use crate::GuestMemory;
+
+/// The pieces of one list at most: what one `preadv` takes (IOV_MAX).
+pub const MAX_PIECES: usize = 1024;
+
+/// A list of guest buffers that lie in guest memory, read from the front or written from the
+/// front; what is read or written is consumed.
+///
+/// Invariant: each piece lies in a region that `mem` keeps mapped, so the pointers live as long as
+/// the list does, whatever becomes of the queue and of the chain that it came from.
+#[derive(Default)]
+pub struct Buffers {
+    mem: GuestMemory,
+    /// Only `pieces[first..]` is left.
+    pieces: Vec<libc::iovec>,
+    first: usize,
+    /// Bytes left in all.
+    len: usize,
+}
+
+// SAFETY: the pointers lead into guest memory that `mem` keeps mapped; guest memory is shared with
+// the vCPU threads anyway and belongs to no thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// An empty list of buffers in `mem`.
+    pub(super) fn new(mem: GuestMemory) -> Self {
+        Self {
+            mem,
+            ..Self::default()
+        }
+    }
+
+    /// Forgets the buffers and keeps the room for others.
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        self.first = 0;
+        self.len = 0;
+    }
+
+    /// Adds `len` bytes at `addr`. A buffer of no bytes adds nothing, wherever it is.
+    pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
+        let outside = || QueueError::Buffer { addr: addr.0, len };
+        let count = usize::try_from(len).map_err(|_| outside())?;
+        // Checked first, so that a huge length is refused before its first byte is looked at.
+        if count > 0 && !self.mem.check_range(addr, count) {
+            return Err(outside());
+        }
+        for slice in self.mem.get_slices(addr, count) {
+            let slice = slice.map_err(|_| outside())?;
+            if self.pieces.len() == MAX_PIECES {
+                return Err(QueueError::Pieces);
+            }
+            self.pieces.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            self.len += slice.len();
+        }
+        Ok(())
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no byte is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What is left, for a system call that takes an iovec array: at most [`MAX_PIECES`] pieces,
+    /// all of them in guest memory that stays mapped as long as `self` lives.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        self.pieces.get(self.first..).unwrap_or_default()
+    }
+
+    /// Skips `count` bytes, or what is left if that is less.
+    pub fn advance(&mut self, count: usize) {
+        let mut count = count.min(self.len);
+        self.len -= count;
+        while let Some(piece) = self.pieces.get_mut(self.first) {
+            if count < piece.iov_len {
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(count).cast();
+                piece.iov_len -= count;
+                return;
+            }
+            count -= piece.iov_len;
+            self.first += 1;
+        }
+    }
+
+    /// Copies from guest memory and consumes what it copied; returns how many bytes, fewer than
+    /// `data` has only at the end.
+    pub fn read(&mut self, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.iovecs() {
+            let rest = data.get_mut(done..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            done += self.slice(piece).copy_to(rest);
+        }
+        self.advance(done);
+        done
+    }
+
+    /// Copies to guest memory and consumes the room it took; returns how many bytes, fewer than
+    /// `data` has only at the end.
+    pub fn write(&mut self, data: &[u8]) -> usize {
+        let mut done = 0;
+        for piece in self.iovecs() {
+            let rest = data.get(done..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            self.slice(piece).copy_from(rest);
+            done += rest.len().min(piece.iov_len);
+        }
+        self.advance(done);
+        done
+    }
+
+    /// Reads a structure of the wire and consumes it; `None` if less than that is left, and then
+    /// nothing is consumed.
+    pub fn read_obj<T: ByteValued>(&mut self) -> Option<T> {
+        if self.len < size_of::<T>() {
+            return None;
+        }
+        let mut object = T::zeroed();
+        self.read(object.as_mut_slice());
+        Some(object)
+    }
+
+    /// Fills the first `len` bytes from `file` at `offset`, and consumes them. The end of the
+    /// file before that is an error; what was read until then is consumed.
+    pub fn read_exact_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<()> {
+        self.transfer(offset, len, |pieces, count, at| {
+            // SAFETY: `count` counts the pieces, which lie in guest memory that stays mapped during
+            // the call; the kernel writes to nothing else.
+            unsafe { libc::preadv(file.as_raw_fd(), pieces, count, at) }
+        })
+    }
+
+    /// Writes the first `len` bytes to `file` at `offset`, and consumes them. With `durable` they
+    /// are on stable storage when it returns.
+    pub fn write_all_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        durable: bool,
+    ) -> io::Result<()> {
+        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        self.transfer(offset, len, |pieces, count, at| {
+            // SAFETY: `count` counts the pieces, which lie in guest memory that stays mapped during
+            // the call; the kernel only reads them.
+            unsafe { libc::pwritev2(file.as_raw_fd(), pieces, count, at, flags) }
+        })
+    }
+
+    /// One `readv`: a frame from a tap, say. Returns how many bytes came, and consumes that.
+    pub fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: as in `read_exact_at`.
+        self.vectored(|pieces, count| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// One `writev`: a frame to a tap, say. Returns how many bytes went, and consumes that.
+    pub fn write_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: as in `write_all_at`.
+        self.vectored(|pieces, count| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// Calls `call` until the first `len` bytes went through it.
+    fn transfer(
+        &mut self,
+        offset: u64,
+        len: usize,
+        call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> isize,
+    ) -> io::Result<()> {
+        if len > self.len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (mut left, mut at) = (len, offset);
+        while left > 0 {
+            let position = libc::off_t::try_from(at).map_err(io::Error::other)?;
+            let result = self.limited(left, |pieces| {
+                // At most MAX_PIECES, so this never saturates.
+                let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+                call(pieces.as_ptr(), count, position)
+            });
+            match io_result(result) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(done) => {
+                    self.advance(done);
+                    left = left.saturating_sub(done);
+                    at = at.saturating_add(done as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `call` once with all that is left.
+    fn vectored(
+        &mut self,
+        call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
+    ) -> io::Result<usize> {
+        let pieces = self.iovecs();
+        // At most MAX_PIECES, so this never saturates.
+        let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+        let done = io_result(call(pieces.as_ptr(), count))?;
+        self.advance(done);
+        Ok(done)
+    }
+
+    /// Calls `call` with the pieces that make up the first `len` bytes, the last one cut to fit.
+    fn limited<R>(&mut self, len: usize, call: impl FnOnce(&[libc::iovec]) -> R) -> R {
+        let mut left = len;
+        let mut last = self.first;
+        while let Some(piece) = self.pieces.get(last) {
+            if left <= piece.iov_len {
+                break;
+            }
+            left -= piece.iov_len;
+            last += 1;
+        }
+        let Some(piece) = self.pieces.get_mut(last) else {
+            return call(self.iovecs());
+        };
+        let whole = std::mem::replace(&mut piece.iov_len, left);
+        let result = call(self.pieces.get(self.first..=last).unwrap_or_default());
+        if let Some(piece) = self.pieces.get_mut(last) {
+            piece.iov_len = whole;
+        }
+        result
+    }
+
+    /// A piece of this list as vm-memory sees it.
+    fn slice(&self, piece: &libc::iovec) -> VolatileSlice<'_> {
+        // SAFETY: the type's invariant: the piece lies in a region that `self.mem` keeps mapped, and
+        // the slice borrows `self`. The guest's own accesses are not Rust's, ours are volatile.
+        unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) }
+    }
+}
+
+/// What a system call returned, as Rust says it.
+fn io_result(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} pieces", self.len, self.iovecs().len())
+    }
+}
