@@ -13,6 +13,11 @@ pub const DATA: u16 = 0x18;
 /// Selector of the busy TSS.
 pub const TSS: u16 = 0x20;
 
+/// Entries of the table.
+pub const ENTRIES: usize = 6;
+/// Limit of the table: its size in bytes − 1.
+pub const LIMIT: u16 = 8 * 6 - 1;
+
 /// Present, ring 0, code, execute/read, accessed, 4 KiB granular, limit 4 GiB, long mode.
 const CODE64: u64 = 0x00af_9b00_0000_ffff;
 /// The same in 32-bit protected mode.
@@ -25,7 +30,7 @@ const BUSY_TSS: u64 = 0x0000_8b00_0000_0067;
 /// The table for `protocol`. The last entry is the upper half of the TSS, which is 16 bytes in
 /// long mode.
 #[must_use]
-pub fn table(protocol: Protocol) -> [u64; 6] {
+pub fn table(protocol: Protocol) -> [u64; ENTRIES] {
     let code = match protocol {
         Protocol::Linux64 => CODE64,
         Protocol::Pvh => CODE32,

@@ -11,6 +11,9 @@
 //! Guest memory must read as zero before step 1, as freshly mapped memory does: nothing here
 //! clears the BSS of a kernel, because touching it would make the host allocate it.
 
+// Test data is small; casts there would drown in conversions.
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
 pub mod acpi;
 mod cmdline;
 mod configure;
@@ -23,7 +26,7 @@ pub mod mptable;
 
 pub use cmdline::{CommandLine, CommandLineError};
 pub use configure::{BootError, E820Entry, E820Kind, EntryState, configure, e820};
-pub use image::PageMode;
+pub use image::{ImageError, PageMode};
 pub use initrd::{Initrd, InitrdError};
 pub use kernel::{Kernel, KernelError, LoadOptions, Protocol};
 
