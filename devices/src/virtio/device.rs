@@ -28,10 +28,23 @@ pub struct Activation {
     pub mem: GuestMemory,
     /// The features that both sides agreed on.
     pub features: u64,
-    /// The device's queues, in the device's order, checked and ready.
+    /// The device's queues, in the device's order, checked and ready: those before the first that
+    /// the driver left out.
     pub queues: Vec<VirtQueue>,
     /// For configuration changes; the queues have a handle of their own for used buffers.
     pub interrupt: Interrupt,
+}
+
+impl Activation {
+    /// The queues of a device that has `N` and needs them all.
+    pub fn into_queues<const N: usize>(self) -> Result<[VirtQueue; N], ActivateError> {
+        self.queues
+            .try_into()
+            .map_err(|queues: Vec<VirtQueue>| ActivateError::Queues {
+                found: queues.len(),
+                wanted: N,
+            })
+    }
 }
 
 /// A virtio device (virtio 1.2, section 5). It knows neither its transport nor its thread: the
@@ -56,7 +69,8 @@ pub trait VirtioDevice: Send {
     /// The driver writes to the configuration space. Most devices have nothing to write to.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// DRIVER_OK: the device may use its queues from now on.
+    /// DRIVER_OK: the device may use its queues from now on. Right after it each queue is kicked
+    /// once, so that the device can begin on its own thread, whatever the driver does.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
     /// The driver resets the device: it finishes or forgets what is in flight, touches guest memory
@@ -69,6 +83,7 @@ pub trait VirtioDevice: Send {
     /// The driver kicked `queue`. May come at any time, also late, when the device is inactive.
     fn kick(&mut self, queue: usize, ops: &mut EventOps);
 
-    /// A descriptor that `register` added has something to say.
+    /// A descriptor that `register` or `kick` added has something to say; also when the device is
+    /// inactive, and then it must be silenced, since the loop would call again at once.
     fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {}
 }

@@ -13,11 +13,19 @@ pub const CONFIG_CHANGE: u32 = 2;
 /// and the status register shows DEVICE_NEEDS_RESET.
 const NEEDS_RESET: u32 = 1 << 31;
 
+/// What the device and the transport say to each other about interrupts.
+#[derive(Debug, Default)]
+struct State {
+    status: AtomicU32,
+    /// Counts the changes of the configuration space; a reset does not set it back.
+    generation: AtomicU32,
+}
+
 /// A device's interrupt line: an irqfd, and the status word that tells the driver why it rang.
 /// Clones ring the same line.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
-    status: Arc<AtomicU32>,
+    state: Arc<State>,
     irqfd: Arc<EventFd>,
 }
 
@@ -25,7 +33,7 @@ impl Interrupt {
     /// A line that rings `irqfd`.
     pub fn new(irqfd: EventFd) -> Self {
         Self {
-            status: Arc::default(),
+            state: Arc::default(),
             irqfd: Arc::new(irqfd),
         }
     }
@@ -40,8 +48,10 @@ impl Interrupt {
         self.ring(USED_BUFFER);
     }
 
-    /// Tells the driver that the device's configuration changed.
+    /// Tells the driver that the device's configuration space changed. Call it after the change,
+    /// with the device's lock held since before it.
     pub fn config_change(&self) {
+        self.state.generation.fetch_add(1, Ordering::AcqRel);
         self.ring(CONFIG_CHANGE);
     }
 
@@ -52,29 +62,56 @@ impl Interrupt {
 
     /// What the driver reads as InterruptStatus.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire) & (USED_BUFFER | CONFIG_CHANGE)
+        self.state.status.load(Ordering::Acquire) & (USED_BUFFER | CONFIG_CHANGE)
+    }
+
+    /// What the driver reads as ConfigGeneration: another number after each change.
+    pub fn generation(&self) -> u32 {
+        self.state.generation.load(Ordering::Acquire)
     }
 
     /// The driver acknowledges the bits of `bits`.
     pub fn acknowledge(&self, bits: u32) {
-        self.status
+        self.state
+            .status
             .fetch_and(!(bits & (USED_BUFFER | CONFIG_CHANGE)), Ordering::AcqRel);
     }
 
     /// Whether the device said that it cannot go on.
     pub fn is_reset_needed(&self) -> bool {
-        self.status.load(Ordering::Acquire) & NEEDS_RESET != 0
+        self.state.status.load(Ordering::Acquire) & NEEDS_RESET != 0
     }
 
     /// The driver reset the device: nothing is pending any more.
     pub fn clear(&self) {
-        self.status.store(0, Ordering::Release);
+        self.state.status.store(0, Ordering::Release);
     }
 
     fn ring(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::AcqRel);
+        self.state.status.fetch_or(bits, Ordering::AcqRel);
         // The counter cannot overflow in practice (2^64 - 2 interrupts that KVM never took); if it
         // did, an interrupt is pending anyway.
         let _ = self.irqfd.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, the driver loses a cause of interrupt, or the device forgets that it is broken.
+    #[test]
+    fn an_acknowledgement_clears_causes_but_not_the_need_for_a_reset() {
+        let line = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        line.used_buffer();
+        line.config_change();
+        line.acknowledge(USED_BUFFER);
+        assert_eq!((line.status(), line.generation()), (CONFIG_CHANGE, 1));
+        line.clone().needs_reset();
+        line.acknowledge(u32::MAX);
+        assert_eq!((line.status(), line.is_reset_needed()), (0, true));
+        line.clear();
+        assert_eq!((line.is_reset_needed(), line.generation()), (false, 1));
+        assert_eq!(line.irqfd().read().unwrap(), 3);
     }
 }

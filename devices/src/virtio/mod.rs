@@ -8,6 +8,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+mod queue_config;
 pub mod rng;
 pub mod subscriber;
 

@@ -1,0 +1,108 @@
+//! A queue as the driver sets it up through a transport's registers.
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::GuestMemory;
+
+/// What the driver wrote about one queue. All of it is the guest's word until [`Self::ring`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueConfig {
+    /// Entries at most: the device's word.
+    pub(super) max_size: u16,
+    /// Entries.
+    pub(super) size: u32,
+    /// Address of the descriptor table.
+    pub(super) descriptors: u64,
+    /// Address of the available ring, the driver's area.
+    pub(super) driver: u64,
+    /// Address of the used ring, the device's area.
+    pub(super) device: u64,
+    /// The driver said that it is done, and what it wrote makes a ring.
+    pub(super) is_ready: bool,
+}
+
+impl QueueConfig {
+    /// A queue that nobody has set up.
+    pub(super) fn new(max_size: u16) -> Self {
+        Self {
+            max_size,
+            size: 0,
+            descriptors: 0,
+            driver: 0,
+            device: 0,
+            is_ready: false,
+        }
+    }
+
+    /// The ring that this makes; `None` if the size is no power of two or too large, or if a part
+    /// of the ring is misaligned or not in guest memory (virtio 1.2, section 2.7).
+    pub(super) fn ring(&self, mem: &GuestMemory, event_idx: bool) -> Option<Queue> {
+        let entries = usize::try_from(self.size).ok()?;
+        let mut ring = Queue::new(self.max_size).ok()?;
+        // These, unlike virtio-queue's other setters, log nothing: the guest writes as it likes.
+        ring.try_set_size(u16::try_from(self.size).ok()?).ok()?;
+        ring.try_set_desc_table_address(GuestAddress(self.descriptors))
+            .ok()?;
+        ring.try_set_avail_ring_address(GuestAddress(self.driver))
+            .ok()?;
+        ring.try_set_used_ring_address(GuestAddress(self.device))
+            .ok()?;
+        // Flags, index and event index make six bytes in both rings.
+        let parts = [
+            (self.descriptors, 16 * entries),
+            (self.driver, 6 + 2 * entries),
+            (self.device, 6 + 8 * entries),
+        ];
+        let is_memory = |(address, len)| mem.check_range(GuestAddress(address), len);
+        if !parts.into_iter().all(is_memory) {
+            return None;
+        }
+        ring.set_event_idx(event_idx);
+        ring.set_ready(true);
+        Some(ring)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEM: u64 = 0x10000;
+
+    fn config() -> QueueConfig {
+        QueueConfig {
+            size: 16,
+            descriptors: 0x1000,
+            driver: 0x2000,
+            device: 0x3000,
+            ..QueueConfig::new(16)
+        }
+    }
+
+    fn makes_a_ring(config: QueueConfig) -> bool {
+        let range = (GuestAddress(0), usize::try_from(MEM).unwrap());
+        let mem = GuestMemory::from_ranges(&[range]).unwrap();
+        config.ring(&mem, false).is_some()
+    }
+
+    /// If it fails, a device works with a ring outside guest memory, or with none of a proper size.
+    #[test]
+    fn only_a_whole_ring_in_guest_memory_is_a_ring() {
+        assert!(makes_a_ring(config()));
+        for size in [0, 3, 32, 0x1_0000, u32::MAX] {
+            assert!(!makes_a_ring(QueueConfig { size, ..config() }), "{size}");
+        }
+        for bad in [MEM, MEM - 16, 0x1001, u64::MAX, u64::MAX - 0xf] {
+            for part in 0..3 {
+                let mut config = config();
+                match part {
+                    0 => config.descriptors = bad,
+                    1 => config.driver = bad,
+                    _ => config.device = bad,
+                }
+                assert!(!makes_a_ring(config), "part {part} at {bad:#x}");
+            }
+        }
+    }
+}
