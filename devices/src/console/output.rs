@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use log::warn;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+
+use super::shared::{How, open_again, ready};
 
 /// Bytes that are kept for a host that does not take them. Older ones make place for newer.
 const KEPT: usize = 64 << 10;
@@ -19,17 +20,6 @@ const KEPT: usize = 64 << 10;
 const CHUNK: usize = 4 << 10;
 /// How long an unfinished line, a prompt for example, waits for its end, in nanoseconds.
 const PATIENCE: i64 = 2_000_000;
-
-/// How to write to a descriptor without ever waiting for whoever is at its other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
-    /// It is non-blocking, or a file, for whose disk we wait.
-    Write,
-    /// A socket that we share and that others may want blocking.
-    Send,
-    /// Blocking, shared, and not ours to change: ask before each small write.
-    Ask,
-}
 
 /// Bytes that a terminal or pipe surely takes once poll says that it takes any.
 const SMALL: usize = 256;
@@ -46,58 +36,33 @@ impl Sink {
     pub(super) fn own(file: impl Into<OwnedFd>) -> Self {
         Self {
             file: File::from(file.into()),
-            how: How::Write,
+            how: How::Directly,
         }
     }
 
-    /// A descriptor that other processes share, such as standard output. Its mode is theirs too, so
-    /// we open what it leads to once more for ourselves, where that is possible.
+    /// A descriptor that other processes share.
     pub(super) fn shared(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let file = File::from(fd.try_clone_to_owned()?);
-        let kind = file.metadata()?.file_type();
-        if kind.is_socket() {
-            return Ok(Self {
-                file,
-                how: How::Send,
-            });
-        }
-        if !kind.is_char_device() && !kind.is_fifo() {
-            return Ok(Self::own(file));
-        }
-        let again = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        Ok(match again {
-            Ok(file) => Self::own(file),
-            Err(_) => Self {
-                file,
-                how: How::Ask,
-            },
-        })
+        let (file, how) = open_again(fd, OpenOptions::new().write(true))?;
+        Ok(Self { file, how })
     }
 
     fn write(&mut self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         match self.how {
-            How::Write => self
+            How::Directly => self
                 .file
                 .write_vectored(&[IoSlice::new(first), IoSlice::new(second)]),
-            How::Send => {
+            How::AsSocket => {
                 let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
                 Ok(rustix::net::send(&self.file, first, flags)?)
             }
-            How::Ask if !self.wait(Duration::ZERO) => Err(ErrorKind::WouldBlock.into()),
-            How::Ask => self.file.write(&first[..first.len().min(SMALL)]),
+            How::AfterPoll if !self.wait(Duration::ZERO) => Err(ErrorKind::WouldBlock.into()),
+            How::AfterPoll => self.file.write(&first[..first.len().min(SMALL)]),
         }
     }
 
     /// Waits up to `time` until a write would do something, be it to fail.
     fn wait(&self, time: Duration) -> bool {
-        let Ok(time) = Timespec::try_from(time) else {
-            return false;
-        };
-        let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
-        matches!(poll(&mut fds, Some(&time)), Ok(n) if n > 0)
+        ready(self.file.as_fd(), PollFlags::OUT, time)
     }
 }
 
@@ -113,6 +78,9 @@ pub struct ConsoleOutput {
     timer_armed: bool,
     /// The sink would not take more; the event loop waits until it does.
     blocked: bool,
+    /// Nobody is at the sink's other end any more. The event loop may be watching the sink, so it
+    /// is for the event loop to close it.
+    gone: bool,
     dropped: u64,
     /// Something went wrong and was logged; the guest shall not make us say it again.
     complained: bool,
@@ -129,6 +97,7 @@ impl ConsoleOutput {
             timer: rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?,
             timer_armed: false,
             blocked: false,
+            gone: false,
             dropped: 0,
             complained: false,
         })
@@ -162,7 +131,7 @@ impl ConsoleOutput {
             self.lose(1, "its reader is too slow");
         }
         self.buffer.push_back(byte);
-        if self.sink.is_none() || self.blocked {
+        if !self.attached() || self.blocked {
             return;
         }
         if byte == b'\n' || self.buffer.len() >= CHUNK {
@@ -174,9 +143,10 @@ impl ConsoleOutput {
 
     /// Writes what the host takes now.
     pub fn flush(&mut self) {
-        while let (Some(sink), false, false) =
-            (&mut self.sink, self.blocked, self.buffer.is_empty())
-        {
+        while let (Some(sink), false) = (&mut self.sink, self.gone) {
+            if self.blocked || self.buffer.is_empty() {
+                return;
+            }
             let (first, second) = self.buffer.as_slices();
             match sink.write(first, second) {
                 Ok(0) => self.block(),
@@ -194,7 +164,7 @@ impl ConsoleOutput {
             self.flush();
             let left = end.saturating_duration_since(Instant::now());
             match &self.sink {
-                Some(sink) if self.blocked && !left.is_zero() => sink.wait(left),
+                Some(sink) if self.blocked && !self.gone && !left.is_zero() => sink.wait(left),
                 _ => return,
             };
         }
@@ -204,7 +174,10 @@ impl ConsoleOutput {
         match error.kind() {
             ErrorKind::Interrupted => {}
             ErrorKind::WouldBlock => self.block(),
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.detach(),
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                self.gone = true;
+                self.arm_timer();
+            }
             _ => {
                 // A full disk may have room again later; what comes until then is lost.
                 let lost = self.buffer.len();
@@ -259,8 +232,17 @@ impl ConsoleOutput {
 
     /// The sink, while it must be watched for taking more.
     pub(super) fn blocked(&self) -> Option<BorrowedFd<'_>> {
-        let sink = self.sink.as_ref().filter(|_| self.blocked)?;
-        Some(sink.file.as_fd())
+        self.sink().filter(|_| self.blocked)
+    }
+
+    /// The sink's descriptor.
+    pub(super) fn sink(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.sink.as_ref()?.file.as_fd())
+    }
+
+    /// Whether the sink is there, but nobody at its other end.
+    pub(super) fn gone(&self) -> bool {
+        self.gone
     }
 
     /// The sink may take more.
@@ -270,13 +252,14 @@ impl ConsoleOutput {
     }
 
     pub(super) fn attached(&self) -> bool {
-        self.sink.is_some()
+        self.sink.is_some() && !self.gone
     }
 
     /// Leads the output to `sink`, first of all what was kept.
     pub(super) fn attach(&mut self, sink: Sink) {
         self.sink = Some(sink);
         self.blocked = false;
+        self.gone = false;
         self.complained = false;
         self.flush();
     }
@@ -285,6 +268,7 @@ impl ConsoleOutput {
     pub(super) fn detach(&mut self) {
         self.sink = None;
         self.blocked = false;
+        self.gone = false;
     }
 }
 
@@ -320,12 +304,7 @@ mod tests {
         let (mut output, mut theirs) = pair();
         send(&mut output, b"line\n# ");
         assert_eq!(received(&mut theirs), b"line\n");
-        let mut fds = [PollFd::new(&output.timer, PollFlags::IN)];
-        let second = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        assert_eq!(poll(&mut fds, Some(&second)).unwrap(), 1);
+        assert!(ready(output.timer(), PollFlags::IN, Duration::from_secs(1)));
         output.timer_fired();
         assert_eq!(received(&mut theirs), b"# ");
         assert!(!output.timer_armed);
