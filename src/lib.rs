@@ -1,1 +1,8 @@
 //! The monitor: configuration in, a running VM out.
+
+pub mod arch;
+pub mod cli;
+pub mod config;
+pub mod doctor;
+pub mod telemetry;
+pub mod vm;

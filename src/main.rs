@@ -1,3 +1,6 @@
 //! Parses the command line and dispatches, nothing else.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cofferdam::telemetry::mark_start();
+    cofferdam::cli::main()
+}

@@ -1,0 +1,63 @@
+//! Where things are: guest physical addresses, I/O ports and interrupt lines of every VM.
+//!
+//! ```text
+//! 0            low RAM, up to 3 GiB
+//! 0xc000_0000  the MMIO hole
+//! 0xd000_0000    virtio-mmio registers, 4 KiB a device
+//! 0xfec0_0000    I/O APIC
+//! 0xfee0_0000    local APICs
+//! 0xfffb_d000    KVM's task-state segment, for Intel CPUs that need one
+//! 4 GiB        RAM goes on here
+//! ```
+
+pub use cofferdam_boot::layout::{MMIO_HOLE_END as HIGH_RAM, MMIO_HOLE_START as MMIO_HOLE};
+
+/// Registers of the first virtio-mmio device.
+pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Bytes from one virtio-mmio device's registers to the next's.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Registers of the I/O APIC, as KVM has them.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Registers of each vCPU's local APIC.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Three pages that KVM needs on Intel hosts without unrestricted guests.
+pub const TSS: usize = 0xfffb_d000;
+
+/// Interrupt line of COM1.
+pub const SERIAL_GSI: u32 = 4;
+/// Interrupt line of the ACPI generic event device: the power button.
+pub const EVENT_GSI: u32 = 5;
+/// First interrupt line of the virtio devices, one each.
+pub const VIRTIO_GSI: u32 = 6;
+/// Interrupt lines for virtio devices: what the I/O APIC's 24 leave.
+pub const VIRTIO_GSI_COUNT: usize = 18;
+
+/// Splits `size` bytes of RAM into what lies below the MMIO hole and what lies from 4 GiB on.
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(MMIO_HOLE);
+    let mut ranges = vec![(0, low)];
+    if size > low {
+        ranges.push((HIGH_RAM, size - low));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, RAM lies over the devices or part of it is lost.
+    #[test]
+    fn ram_leaves_the_hole_free() {
+        assert_eq!(ram_ranges(1 << 30), [(0, 1 << 30)]);
+        assert_eq!(ram_ranges(MMIO_HOLE), [(0, MMIO_HOLE)]);
+        assert_eq!(ram_ranges(6 << 30), [(0, MMIO_HOLE), (HIGH_RAM, (6 << 30) - MMIO_HOLE)]);
+    }
+
+    /// If it fails, two devices share an interrupt line or one has a line that is not there.
+    #[test]
+    fn interrupt_lines_fit_the_io_apic() {
+        assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
+        assert_eq!(VIRTIO_GSI as usize + VIRTIO_GSI_COUNT, 24);
+    }
+}

@@ -1,0 +1,184 @@
+//! `cofferdam boot`: boots a kernel and a root file system.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{fail, guest};
+use crate::config::{
+    ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MemorySize,
+    NetConfig, Pages, Protocol, Rng, VmConfig, parse_options,
+};
+use crate::telemetry;
+use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
+
+const EXAMPLES: &str = "\
+Examples:
+  The default guest, to its shell:
+    cofferdam boot
+  Your own kernel and root file system, two vCPUs, 1 GiB:
+    cofferdam boot --kernel vmlinux --rootfs disk.ext4 --cpus 2 --memory 1G
+  A distribution's kernel with its initrd and a data disk:
+    cofferdam boot --kernel vmlinuz --initrd initrd.img --disk path=data.img,id=data
+  With a network (the tap is made if it is not there):
+    cofferdam boot --net tap=tap0,mac=02:00:00:00:00:01
+  One command in the guest; its exit status is ours:
+    cofferdam boot --cmdline 'quiet -- uname -a'
+  What the options amount to, as a file for --config:
+    cofferdam boot --cpus 4 --print-config
+
+On a terminal, Ctrl-a x leaves the VM and Ctrl-a h lists the other keys.
+'cofferdam help' lists the exit codes.";
+
+/// Options of `cofferdam boot`. Each has its place in the configuration file, too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Kernel to boot: an ELF vmlinux or a bzImage [default: the default guest's].
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line, after what we put there ourselves; what follows ' -- ' goes to init
+    /// [default: quiet].
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Disk that the kernel mounts as its root: PATH[,ro][,id=NAME][,cache=writeback|unsafe].
+    #[arg(long, value_name = "PATH[,ro]", value_parser = root_disk)]
+    rootfs: Option<DiskConfig>,
+    /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe].
+    #[arg(long = "disk", value_name = "path=FILE,…", value_parser = disk)]
+    disks: Vec<DiskConfig>,
+    /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES].
+    #[arg(long = "net", value_name = "tap=NAME,…", value_parser = net)]
+    nets: Vec<NetConfig>,
+    /// vCPUs, 1 to 32 [default: 1].
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// CPU template that masks CPUID and MSR bits (JSON).
+    #[arg(long, value_name = "FILE")]
+    cpu_template: Option<PathBuf>,
+    /// Guest memory: 512 (MiB), 512M, 2G [default: 256M].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<MemorySize>,
+    /// Back guest memory with the host's explicit huge pages.
+    #[arg(long, value_name = "SIZE")]
+    hugepages: Option<HugePages>,
+    /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio].
+    #[arg(long, value_name = "WHERE")]
+    console: Option<ConsoleConfig>,
+    /// How the kernel is entered [default: linux].
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<Protocol>,
+    /// How kernel and initrd come into guest memory: read into huge pages, or mapped and shared
+    /// with the page cache [default: copy].
+    #[arg(long, value_name = "HOW")]
+    pages: Option<Pages>,
+    /// How the guest learns of its hardware; cmdline is for kernels without ACPI [default: acpi].
+    #[arg(long, value_name = "HOW")]
+    hardware: Option<Hardware>,
+    /// Add the old interval timer, for kernels that cannot do without.
+    #[arg(long)]
+    pit: bool,
+    /// Leave out the entropy device.
+    #[arg(long)]
+    no_rng: bool,
+    /// Time that the guest has to power off after the first SIGTERM or SIGINT [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u32>,
+    /// What the log holds [default: warn].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// File for the log [default: standard error].
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Configuration file (JSON); options given beside it win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the configuration that all of this makes, and do nothing else.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn root_disk(text: &str) -> Result<DiskConfig, String> {
+    parse_options(text, Some("path")).map_err(|error| error.to_string())
+}
+
+fn disk(text: &str) -> Result<DiskConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
+fn net(text: &str) -> Result<NetConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
+impl Args {
+    /// The configuration file, if there is one, with the options over it.
+    fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => VmConfig::from_file(path)?,
+            None => VmConfig::default(),
+        };
+        let boot = &mut config.boot;
+        boot.kernel = self.kernel.or(boot.kernel.take());
+        boot.initrd = self.initrd.or(boot.initrd.take());
+        boot.cmdline = self.cmdline.or(boot.cmdline.take());
+        boot.protocol = self.protocol.or(boot.protocol);
+        boot.pages = self.pages.unwrap_or(boot.pages);
+        boot.hardware = self.hardware.unwrap_or(boot.hardware);
+        config.rootfs = self.rootfs.or(config.rootfs.take());
+        config.disks.extend(self.disks);
+        config.nets.extend(self.nets);
+        config.cpus.count = self.cpus.unwrap_or(config.cpus.count);
+        config.cpus.template = self.cpu_template.or(config.cpus.template.take());
+        config.cpus.pit |= self.pit;
+        config.memory.size = self.memory.unwrap_or(config.memory.size);
+        config.memory.hugepages = self.hugepages.or(config.memory.hugepages);
+        config.console = self.console.unwrap_or(config.console);
+        config.rng = Rng(config.rng.0 && !self.no_rng);
+        config.grace = self.grace.map_or(config.grace, Grace);
+        config.log.level = self.log_level.unwrap_or(config.log.level);
+        config.log.file = self.log_file.or(config.log.file.take());
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Runs the VM to its end. The exit code says how it came.
+pub fn run(args: Args) -> ExitCode {
+    let print = args.print_config;
+    let mut config = match args.into_config() {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    if print {
+        return print_config(&config);
+    }
+    if let Err(error) = guest::complete(&mut config) {
+        return fail(&error, EXIT_USAGE);
+    }
+    if let Err(error) = telemetry::init(&config.log) {
+        return fail(&error, EXIT_USAGE);
+    }
+    let vm = match vm::build(&config) {
+        Ok(vm) => vm,
+        Err(error) => return fail(&error, error.exit_code()),
+    };
+    match vm.run() {
+        Ok(end) => {
+            log::info!("{}", end.reason);
+            ExitCode::from(end.exit_code())
+        }
+        Err(error) => fail(&error, EXIT_MONITOR),
+    }
+}
+
+fn print_config(config: &VmConfig) -> ExitCode {
+    match serde_json::to_string_pretty(config) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, EXIT_MONITOR),
+    }
+}

@@ -1,0 +1,93 @@
+//! The command line: one file a subcommand. What the user types becomes a configuration.
+
+mod boot;
+mod doctor;
+mod guest;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::vm::EXIT_MONITOR;
+
+/// A KVM microVM monitor: runs a Linux guest behind hardware walls, started in milliseconds.
+#[derive(Debug, Parser)]
+#[command(name = "cofferdam", version, propagate_version = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a kernel and a root file system.
+    Boot(Box<boot::Args>),
+    /// Say whether this host can run VMs, by trying.
+    Doctor(doctor::Args),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell that the script is for.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (for `man -l -`).
+    Man,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes of 'cofferdam boot':
+  0        the guest powered off (or the status that it left at port 0x605)
+  1        the monitor failed while the VM ran
+  2        usage or configuration: an option, a kernel, a file is wrong
+  3        the host cannot: no KVM, no permission, no memory, a disk or tap in use
+  80       the guest asked for a reset (reboot)
+  81       the guest's kernel panicked
+  82       triple fault
+  83       KVM could not go on with a vCPU; its registers are in the log
+  84       the guest did not power off in the grace period after SIGTERM or SIGINT
+  85       left by Ctrl-a x
+  128+n    stopped at once by a second signal n";
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Boot(args) => boot::run(*args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "cofferdam", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Man => match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, EXIT_MONITOR),
+        },
+    }
+}
+
+/// Says on standard error what went wrong and why, in one line, and gives the exit code.
+fn fail(error: &dyn Error, code: u8) -> ExitCode {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        // An error that only passes on its source's words would say them twice.
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    eprintln!("cofferdam: {text}");
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, the command line contradicts itself and panics when it is used.
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,86 @@
+//! Option strings of the command line, `path=disk.img,ro,id=data`, read as the JSON form of the
+//! same thing, so that both have the same fields and the same errors.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Why an option string is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// Nothing between two commas.
+    #[error("there is an empty option; expected key=value,key,…")]
+    Empty,
+    /// The same key twice.
+    #[error("{0} is given twice")]
+    Twice(String),
+    /// An unknown key, or a value that does not fit it.
+    #[error(transparent)]
+    Field(#[from] serde_json::Error),
+}
+
+/// Reads `key=value,flag,…` as a `T`. If `first` is given, the first item may be that key's bare
+/// value: with `path`, `disk.img,ro` is `path=disk.img,ro`.
+pub fn parse_options<T: DeserializeOwned>(
+    text: &str,
+    first: Option<&str>,
+) -> Result<T, OptionsError> {
+    let mut fields = Map::new();
+    for (at, item) in text.split(',').enumerate() {
+        let (key, value) = match (item.split_once('='), first) {
+            (Some((key, value)), _) => (key, value_of(key, value)),
+            (None, Some(first)) if at == 0 => (first, Value::String(item.to_owned())),
+            (None, _) => (item, Value::Bool(true)),
+        };
+        if item.is_empty() || key.is_empty() {
+            return Err(OptionsError::Empty);
+        }
+        if fields.insert(key.to_owned(), value).is_some() {
+            return Err(OptionsError::Twice(key.to_owned()));
+        }
+    }
+    Ok(serde_json::from_value(Value::Object(fields))?)
+}
+
+/// Numbers are numbers only where the field is one: a file may be called `7`.
+fn value_of(key: &str, value: &str) -> Value {
+    match (key, value) {
+        ("fd" | "mtu", _) => value.parse::<i64>().map_or_else(|_| value.into(), Value::from),
+        ("ro", "on" | "true") => true.into(),
+        ("ro", "off" | "false") => false.into(),
+        _ => value.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cache, DiskConfig, NetConfig};
+
+    /// If it fails, an option on the command line is lost or lands in another field.
+    #[test]
+    fn options_fill_their_fields() {
+        let disk: DiskConfig = parse_options("path=7,ro,id=a=b,cache=unsafe", None).unwrap();
+        let wanted = DiskConfig {
+            path: "7".into(),
+            ro: true,
+            id: Some("a=b".into()),
+            cache: Cache::Unsafe,
+        };
+        assert_eq!(disk, wanted);
+        let short: DiskConfig = parse_options("disk.img,ro=off", Some("path")).unwrap();
+        assert_eq!((short.path.to_str().unwrap(), short.ro), ("disk.img", false));
+        let net: NetConfig = parse_options("fd=3,mtu=1400", None).unwrap();
+        assert_eq!((net.fd, net.mtu), (Some(3), Some(1400)));
+    }
+
+    /// If it fails, a misspelt option is ignored.
+    #[test]
+    fn bad_options_are_named() {
+        let error = |text: &str| parse_options::<DiskConfig>(text, None).unwrap_err().to_string();
+        assert!(error("path=a,readonly").contains("readonly"));
+        assert!(error("path=a,path=b").contains("twice"));
+        assert!(error("path=a,,ro").contains("empty"));
+        assert!(error("ro").contains("path"));
+        assert!(error("path=a,cache=none").contains("writeback"));
+    }
+}

@@ -1,0 +1,197 @@
+//! The devices of a VM: made from the configuration, put on their buses, given their interrupt
+//! lines.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use cofferdam_boot::acpi::{Serial as SerialAddress, VirtioMmio};
+use cofferdam_devices::GuestMemory;
+use cofferdam_devices::bus::{Bus, BusDevice, BusError};
+use cofferdam_devices::console::{Console, ConsoleError};
+use cofferdam_devices::legacy::{
+    BootTimer, ExitStatus, I8042, Power, PowerEvent, PowerHandler, PvPanic, Serial,
+};
+use cofferdam_devices::virtio::VirtioDevice;
+use cofferdam_devices::virtio::mmio::{MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY};
+use cofferdam_devices::virtio::rng::Rng;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::lifecycle::{StopReason, Stopper};
+use super::Subscriber;
+use crate::arch::layout;
+use crate::config::{ConsoleConfig, VmConfig};
+use crate::telemetry;
+
+/// Why a VM cannot have its devices.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Two devices at one address; the configuration cannot do that.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// No event descriptor.
+    #[error("the host gives no event descriptor")]
+    EventFd(#[source] io::Error),
+    /// A transport cannot be made.
+    #[error(transparent)]
+    Transport(#[from] MmioError),
+    /// KVM does not take an interrupt line.
+    #[error("KVM cannot take an interrupt line")]
+    Irq(#[source] kvm_ioctls::Error),
+    /// The console's host side cannot be set up.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// KVM does not take a queue's kicks.
+    #[error("KVM cannot take the kicks of a queue")]
+    Kick(#[source] kvm_ioctls::Error),
+}
+
+impl DeviceError {
+    /// Whether what was asked for is wrong, rather than the host unable.
+    pub fn is_usage(&self) -> bool {
+        false
+    }
+}
+
+/// All devices of a VM that is being built.
+pub struct Devices<'a> {
+    vm: &'a VmFd,
+    mem: &'a GuestMemory,
+    /// I/O ports.
+    pub pio: Bus,
+    /// Memory-mapped registers.
+    pub mmio: Bus,
+    /// What the main loop must dispatch to.
+    pub subscribers: Vec<Subscriber>,
+    /// Where the virtio devices are, for the guest's hardware description.
+    pub virtio: Vec<VirtioMmio>,
+    /// Where the serial port is, if there is one.
+    pub serial: Option<SerialAddress>,
+    /// The status that the guest leaves.
+    pub exit_status: ExitStatus,
+    /// The console, if there is one.
+    pub console: Option<Arc<Mutex<Console>>>,
+}
+
+impl<'a> Devices<'a> {
+    /// Makes all devices that `config` asks for, in the guest's order.
+    pub fn build(
+        config: &VmConfig,
+        vm: &'a VmFd,
+        mem: &'a GuestMemory,
+        stopper: &Stopper,
+    ) -> Result<Self, DeviceError> {
+        let mut devices = Self {
+            vm,
+            mem,
+            pio: Bus::new(),
+            mmio: Bus::new(),
+            subscribers: Vec::new(),
+            virtio: Vec::new(),
+            serial: None,
+            exit_status: ExitStatus::default(),
+            console: None,
+        };
+        devices.add_legacy(stopper)?;
+        devices.add_console(&config.console, stopper)?;
+        if config.rng.0 {
+            devices.add_virtio("rng", Arc::new(Mutex::new(Rng::new())))?;
+        }
+        Ok(devices)
+    }
+
+    /// The small devices at fixed ports.
+    fn add_legacy(&mut self, stopper: &Stopper) -> Result<(), DeviceError> {
+        let power = power_handler(stopper.clone());
+        self.add_ports(I8042::BASE, I8042::LEN, "i8042", I8042::new(power.clone()))?;
+        self.add_ports(Power::BASE, Power::LEN, "power", Power::new(power.clone()))?;
+        self.add_ports(PvPanic::BASE, PvPanic::LEN, "pvpanic", PvPanic::new(power))?;
+        let timer = BootTimer::new(telemetry::start(), |time| {
+            log::info!("the guest's init runs {} us after the monitor's start", time.as_micros());
+        });
+        self.exit_status = timer.exit_status();
+        self.add_ports(BootTimer::BASE, BootTimer::LEN, "boot timer", timer)
+    }
+
+    /// The serial port, with what it leads to.
+    fn add_console(
+        &mut self,
+        config: &ConsoleConfig,
+        stopper: &Stopper,
+    ) -> Result<(), DeviceError> {
+        let irq = event_fd()?;
+        let line = irq.try_clone().map_err(DeviceError::EventFd)?;
+        let quit = stopper.clone();
+        let console = match config {
+            ConsoleConfig::Off => return Ok(()),
+            ConsoleConfig::Stdio => Console::stdio(irq, move || quit.stop(StopReason::Quit)),
+            ConsoleConfig::File(path) => Console::file(irq, path, false),
+            ConsoleConfig::Socket(path) => Console::socket(irq, path),
+            ConsoleConfig::Pty => Console::pty(irq),
+        }?;
+        if let Some(path) = console.pty_path() {
+            // Whoever asked for a pty needs its name, whatever the log's level.
+            eprintln!("cofferdam: the console is at {}", path.display());
+        }
+        self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(DeviceError::Irq)?;
+        self.pio.insert(Serial::COM1_BASE, Serial::LEN, "serial", console.serial())?;
+        let port = u16::try_from(Serial::COM1_BASE).unwrap_or_default();
+        self.serial = Some(SerialAddress { port, gsi: layout::SERIAL_GSI });
+        let console = Arc::new(Mutex::new(console));
+        self.subscribers.push(console.clone());
+        self.console = Some(console);
+        Ok(())
+    }
+
+    fn add_ports(
+        &mut self,
+        base: u64,
+        len: u64,
+        name: &'static str,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), DeviceError> {
+        Ok(self.pio.insert(base, len, name, Arc::new(Mutex::new(device)))?)
+    }
+
+    /// Puts a virtio device behind the next free page of registers and interrupt line.
+    fn add_virtio(
+        &mut self,
+        name: &'static str,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+    ) -> Result<(), DeviceError> {
+        let irq = event_fd()?;
+        let line = irq.try_clone().map_err(DeviceError::EventFd)?;
+        let transport = MmioTransport::new(name, device, self.mem.clone(), irq)?;
+        // The configuration is bounded by the interrupt lines there are.
+        let at = u32::try_from(self.virtio.len()).unwrap_or(u32::MAX);
+        let (base, gsi) = (
+            layout::VIRTIO_MMIO + u64::from(at) * layout::VIRTIO_MMIO_SIZE,
+            layout::VIRTIO_GSI + at,
+        );
+        self.vm.register_irqfd(&line, gsi).map_err(DeviceError::Irq)?;
+        for (queue, kick) in (0u32..).zip(transport.kicks()) {
+            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+            self.vm.register_ioevent(kick, &address, queue).map_err(DeviceError::Kick)?;
+        }
+        self.subscribers.push(Arc::new(Mutex::new(transport.subscriber())));
+        self.mmio.insert(base, MMIO_SIZE, name, Arc::new(Mutex::new(transport)))?;
+        let base = u32::try_from(base).unwrap_or(u32::MAX);
+        self.virtio.push(VirtioMmio { base, len: layout::VIRTIO_MMIO_SIZE as u32, gsi });
+        Ok(())
+    }
+}
+
+fn event_fd() -> Result<EventFd, DeviceError> {
+    EventFd::new(EFD_NONBLOCK).map_err(DeviceError::EventFd)
+}
+
+/// What the guest asks of the power registers, done.
+fn power_handler(stopper: Stopper) -> PowerHandler {
+    Arc::new(move |event| match event {
+        PowerEvent::PowerOff => stopper.stop(StopReason::PowerOff),
+        PowerEvent::Reset => stopper.stop(StopReason::Reset),
+        PowerEvent::Panic => stopper.panicked(),
+        // A crash kernel goes on, and ends the VM in its own time.
+        PowerEvent::CrashLoaded => {}
+    })
+}

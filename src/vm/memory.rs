@@ -1,0 +1,149 @@
+//! Guest memory: anonymous host memory, aligned so that the host can back it with huge pages.
+//!
+//! Anonymous rather than a memfd: on a host with the usual settings shared memory never gets
+//! transparent huge pages, and each 4 KiB page that a guest touches for the first time is then a
+//! nested page fault of its own, thousands of them in one boot. A device that must share memory
+//! with another process asks for a memfd when there is one.
+
+use std::io;
+use std::ptr;
+
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::arch::layout;
+use crate::config::{HugePages, MemoryConfig, MemorySize};
+
+/// The host's huge page, and so the alignment of guest memory in the host.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Why the guest gets no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host does not give so much address space.
+    #[error("the host gives no {0} of memory; ask for less or raise its limits (ulimit -v)")]
+    Map(MemorySize, #[source] io::Error),
+    /// The host has too few free huge pages.
+    #[error(
+        "the host has no {wanted} free huge pages of 2M for {size}; \
+         set them aside with 'sysctl vm.nr_hugepages={wanted}'"
+    )]
+    HugePages {
+        /// The guest's memory.
+        size: MemorySize,
+        /// How many pages that takes.
+        wanted: u64,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// A range of it makes no region.
+    #[error("guest memory of {0} cannot be laid out")]
+    Region(MemorySize, #[source] MmapRegionError),
+    /// The ranges do not fit each other.
+    #[error("guest memory of {0} cannot be laid out")]
+    Layout(MemorySize, #[source] vm_memory::GuestRegionCollectionError),
+}
+
+/// Guest memory as `config` asks for. No page of it is touched yet.
+pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap<()>, MemoryError> {
+    let size = config.size;
+    let regions = layout::ram_ranges(size.bytes()).into_iter().map(|(base, len)| {
+        let len = usize::try_from(len).map_err(|_| MemoryError::Map(size, too_large()))?;
+        let region = map(len, config.hugepages).map_err(|source| match config.hugepages {
+            Some(HugePages::Mib2) => {
+                MemoryError::HugePages { size, wanted: size.bytes() / HUGE_PAGE as u64, source }
+            }
+            None => MemoryError::Map(size, source),
+        })?;
+        GuestRegionMmap::new(region, GuestAddress(base))
+            .ok_or_else(|| MemoryError::Map(size, too_large()))
+    });
+    let regions = regions.collect::<Result<Vec<_>, _>>()?;
+    GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Layout(size, source))
+}
+
+fn too_large() -> io::Error {
+    io::ErrorKind::OutOfMemory.into()
+}
+
+/// Maps `len` bytes so that the host address is a multiple of the huge page.
+fn map(len: usize, hugepages: Option<HugePages>) -> io::Result<MmapRegion<()>> {
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    if hugepages.is_some() {
+        // Reserved at once: a page that is not there would be a SIGBUS in the middle of the run.
+        flags &= !libc::MAP_NORESERVE;
+        flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    }
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let room = reserve(len)?;
+    // SAFETY: the range is part of the reservation that `reserve` just made for us alone, so the
+    // fixed mapping replaces nothing that anyone uses.
+    let address = unsafe { libc::mmap(room, len, prot, flags | libc::MAP_FIXED, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if hugepages.is_none() {
+        // SAFETY: advises on the mapping just made. Failure means a host without transparent huge
+        // pages, which costs speed only.
+        unsafe { libc::madvise(address, len, libc::MADV_HUGEPAGE) };
+    }
+    // SAFETY: the mapping has `len` bytes at `address`, and lives as long as the process: guest
+    // memory is mapped once and unmapped by the process's end.
+    unsafe { MmapRegion::build_raw(address.cast(), len, prot, flags) }
+        .map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Sets aside `len` bytes of address space, aligned to the huge page, and gives back what stands
+/// over on both sides.
+fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let total = len.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(ptr::null_mut(), total, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let skip = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    let aligned = start.wrapping_byte_add(skip);
+    let rest = aligned.wrapping_byte_add(len.next_multiple_of(4096));
+    let rest_len = (total - skip).saturating_sub(len.next_multiple_of(4096));
+    // SAFETY: both ranges are parts of the mapping made above that nobody knows of yet.
+    unsafe {
+        if skip > 0 {
+            libc::munmap(start, skip);
+        }
+        if rest_len > 0 {
+            libc::munmap(rest, rest_len);
+        }
+    }
+    Ok(aligned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    /// If it fails, the host cannot use huge pages, and each 4 KiB page costs a fault.
+    #[test]
+    fn memory_is_aligned_to_huge_pages() {
+        let config = MemoryConfig { size: MemorySize::from_mib(7 << 10), hugepages: None };
+        let memory = allocate(&config).unwrap();
+        assert_eq!(memory.iter().map(|region| region.len()).sum::<u64>(), 7 << 30);
+        for region in memory.iter() {
+            assert!(region.as_ptr().addr().is_multiple_of(HUGE_PAGE));
+        }
+        memory.write_obj(7u8, GuestAddress((8 << 30) - 1)).unwrap();
+        assert!(memory.write_obj(7u8, GuestAddress(layout::MMIO_HOLE)).is_err());
+    }
+
+    /// If it fails, a host without free huge pages is met by a SIGBUS, or by no word at all.
+    #[test]
+    fn huge_pages_that_are_not_there_are_an_error() {
+        let size = MemorySize::from_mib(1 << 20);
+        let config = MemoryConfig { size, hugepages: Some(HugePages::Mib2) };
+        let error = allocate(&config).unwrap_err().to_string();
+        assert!(error.contains("vm.nr_hugepages=524288"), "{error}");
+    }
+}

@@ -1,0 +1,175 @@
+//! What runs: KVM, guest memory, vCPUs, the devices on their buses, and how it all ends.
+
+mod builder;
+mod devices;
+mod kvm;
+mod lifecycle;
+mod memory;
+mod signals;
+mod vcpu;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cofferdam_devices::console::Console;
+use cofferdam_devices::legacy::ExitStatus;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use builder::{BuildError, build};
+pub use kvm::KvmError;
+pub use lifecycle::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE, StopReason, Stopper};
+pub use memory::MemoryError;
+
+use signals::Received;
+use vcpu::{Buses, Vcpu, VcpuThread};
+
+/// What the main loop dispatches to.
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
+/// Time that a kernel has to say why it panicked before the VM stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A VM, built and ready: it has not run an instruction yet.
+pub struct Vm {
+    vcpus: Vec<Vcpu>,
+    buses: Arc<Buses>,
+    events: EventManager<Subscriber>,
+    stopper: Stopper,
+    signals: Received,
+    /// The ACPI power button: an edge on the event device's interrupt line.
+    power_button: EventFd,
+    grace: Duration,
+    exit_status: ExitStatus,
+    console: Option<Arc<Mutex<Console>>>,
+}
+
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+    }
+}
+
+/// Why a VM could not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A thread cannot be started.
+    #[error("cannot start a vCPU's thread")]
+    Thread(#[source] io::Error),
+    /// The main loop failed.
+    #[error("the main loop cannot wait for events: {0}")]
+    Events(event_manager::Error),
+}
+
+/// How a VM came to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// Why.
+    pub reason: StopReason,
+    /// The status that the guest left, if any.
+    pub status: Option<u8>,
+}
+
+impl End {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.reason.exit_code(self.status.unwrap_or(0))
+    }
+}
+
+impl Vm {
+    /// Runs the VM to its end, whichever comes first: the guest's, the user's or the host's.
+    pub fn run(mut self) -> Result<End, RunError> {
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let started = self.start_vcpus(&mut threads);
+        let result = started.and_then(|()| self.main_loop());
+        if result.is_err() {
+            self.stopper.stop(StopReason::Monitor);
+        }
+        for thread in &threads {
+            thread.kick();
+        }
+        threads.into_iter().for_each(VcpuThread::join);
+        self.settle();
+        let reason = self.stopper.reason().unwrap_or(StopReason::Monitor);
+        result.map(|()| End { reason, status: self.exit_status.get() })
+    }
+
+    fn start_vcpus(&mut self, threads: &mut Vec<VcpuThread>) -> Result<(), RunError> {
+        for vcpu in self.vcpus.drain(..) {
+            let thread = vcpu.start(self.buses.clone(), self.stopper.clone());
+            threads.push(thread.map_err(RunError::Thread)?);
+        }
+        Ok(())
+    }
+
+    /// Serves events until somebody stops the VM.
+    fn main_loop(&mut self) -> Result<(), RunError> {
+        let mut deadline: Option<(Instant, StopReason)> = None;
+        while self.stopper.reason().is_none() {
+            match deadline {
+                Some((time, reason)) if time <= Instant::now() => self.stopper.stop(reason),
+                _ => {
+                    let time = deadline.map(|(time, _)| time);
+                    self.events.run_with_timeout(timeout(time)).map_err(RunError::Events)?;
+                }
+            }
+            while let Some(signal) = self.signals.take() {
+                deadline = self.on_signal(signal, deadline);
+            }
+            if self.stopper.has_panicked() && !matches!(deadline, Some((_, StopReason::Panic))) {
+                deadline = Some((Instant::now() + LAST_WORDS, StopReason::Panic));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first signal presses the power button, and the guest has some time to act on it; the
+    /// second stops the VM at once.
+    fn on_signal(
+        &self,
+        signal: u8,
+        deadline: Option<(Instant, StopReason)>,
+    ) -> Option<(Instant, StopReason)> {
+        if deadline.is_some() || self.grace.is_zero() {
+            self.stopper.stop(StopReason::Signal(signal));
+            return deadline;
+        }
+        log::info!("signal {signal}: the guest has {:?} to power off", self.grace);
+        if let Err(error) = self.power_button.write(1) {
+            log::error!("the power button cannot be pressed: {error}");
+        }
+        Some((Instant::now() + self.grace, StopReason::Grace))
+    }
+
+    /// Nothing runs any more: what was written reaches the disks, what was said the console.
+    fn settle(&mut self) {
+        if let Some(console) = &self.console {
+            console.lock().unwrap_or_else(PoisonError::into_inner).finish();
+        }
+    }
+}
+
+/// Milliseconds until `deadline` for the main loop, rounded up; -1, for ever, if there is none.
+fn timeout(deadline: Option<Instant>) -> i32 {
+    let Some(deadline) = deadline else { return -1 };
+    let left = deadline.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX)
+}
+
+/// Wakes the main loop when somebody stops the VM.
+#[derive(Debug)]
+struct StopWatch(Stopper);
+
+impl MutEventSubscriber for StopWatch {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        let _ = self.0.news().read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(self.0.news(), EventSet::IN)) {
+            log::error!("the main loop will not see the VM's end: {error}");
+        }
+    }
+}
