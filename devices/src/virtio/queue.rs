@@ -103,6 +103,8 @@ pub struct VirtQueue {
     interrupt: Interrupt,
     /// Whether a buffer was used since the last [`Self::signal`].
     is_signal_due: bool,
+    /// The used index at the last [`Self::signal`].
+    signalled: u16,
     /// The chain that [`Self::drain`] fills again and again.
     scratch: Chain,
 }
@@ -119,6 +121,7 @@ impl VirtQueue {
     ) -> Self {
         Self {
             scratch: Chain::new(&mem),
+            signalled: ring.next_used(),
             name,
             ring,
             mem,
@@ -193,18 +196,51 @@ impl VirtQueue {
             .map_err(QueueError::RingState)
     }
 
+    /// As [`Self::complete`] for chains that belong together, in their order: the driver sees all of
+    /// them or none. Each is a head and the bytes written.
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(last, len), others)) = chains.split_last() else {
+            return Ok(());
+        };
+        let mut next = self.ring.next_used();
+        for &(head, len) in others {
+            let offset = 4 + 8 * u64::from(next % self.ring.size());
+            // Head and length, 32 bits each, little-endian.
+            let entry = (u64::from(len) << 32 | u64::from(head)).to_le();
+            self.mem
+                .write_obj(
+                    entry,
+                    GuestAddress(self.ring.used_ring().wrapping_add(offset)),
+                )
+                .map_err(QueueError::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        // The last one moves the index over all of them.
+        self.ring.set_next_used(next);
+        self.complete(last, len)
+    }
+
     /// Interrupts the driver if chains were completed since the last call and it wants to know.
     pub fn signal(&mut self) -> Result<(), QueueError> {
         if !std::mem::take(&mut self.is_signal_due) {
             return Ok(());
         }
+        // The used index must be visible before the driver's wish is read, or both sides may wait.
+        fence(Ordering::SeqCst);
+        let used = self.ring.next_used();
+        let news = used.wrapping_sub(std::mem::replace(&mut self.signalled, used));
         let wanted = if self.ring.event_idx_enabled() {
-            self.ring
-                .needs_notification(&self.mem)
-                .map_err(QueueError::RingState)?
+            let offset = 4 + 2 * u64::from(self.ring.size());
+            let event: u16 = self
+                .mem
+                .load(
+                    GuestAddress(self.ring.avail_ring().wrapping_add(offset)),
+                    Ordering::Relaxed,
+                )
+                .map_err(QueueError::Ring)?;
+            // Whether the entry that the driver waits for is among those since the last time.
+            used.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < news
         } else {
-            // The used index must be visible before the flag is read, or both sides may wait.
-            fence(Ordering::SeqCst);
             let flags: u16 = self
                 .mem
                 .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
