@@ -128,6 +128,11 @@ impl<D: VirtioDevice + 'static> MockDriver<D> {
         data
     }
 
+    /// Writes to the configuration space.
+    pub(crate) fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.transport.write(0x100 + offset, data);
+    }
+
     pub(crate) fn status(&mut self) -> u32 {
         self.read(reg::VIRTIO_MMIO_STATUS)
     }
