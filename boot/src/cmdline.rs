@@ -78,18 +78,6 @@ impl CommandLine {
             .inspect_err(|_| self.kernel.truncate(before))
     }
 
-    /// Whether the kernel parameter `name` is given, with or without a value. As in Linux, `-` and
-    /// `_` are the same.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        let same = |word: &str| {
-            let word = word.trim_start_matches('"');
-            let key = word.split_once('=').map_or(word, |(key, _)| key);
-            key.trim_end_matches('"').replace('-', "_") == name.replace('-', "_")
-        };
-        words(&self.kernel).any(|(_, word)| same(word))
-    }
-
     fn check_length(&self) -> Result<(), CommandLineError> {
         let length = self.to_string().len();
         if length > self.max {
@@ -189,17 +177,5 @@ mod tests {
             assert_eq!(CommandLine::new(text, 100), Err(error));
         }
         assert!(line("a").append("\x7f").is_err());
-    }
-
-    /// If this fails, the monitor adds a parameter that the user has set.
-    #[test]
-    fn finds_parameters() {
-        let line = line("quiet console=ttyS0 \"root=a b\" i8042.no-aux -- single");
-        for name in ["quiet", "console", "root", "i8042.no_aux"] {
-            assert!(line.has(name), "{name}");
-        }
-        for name in ["single", "cons", "b", "ttyS0", ""] {
-            assert!(!line.has(name), "{name}");
-        }
     }
 }

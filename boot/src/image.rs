@@ -202,7 +202,8 @@ impl<'a> Image<'a> {
         let slice = mem.get_slice(address, count).map_err(place)?;
 
         // A part of a huge page cannot be replaced by a mapping.
-        let mappable = pages == PageMode::Map && region.is_hugetlbfs() != Some(true);
+        let huge = region.flags() & libc::MAP_HUGETLB != 0 || region.is_hugetlbfs() == Some(true);
+        let mappable = pages == PageMode::Map && !huge;
         let (head, body) = match whole_pages(&slice, offset) {
             Some((head, body)) if mappable && body >= Self::MAP_MIN => (head, body),
             _ => (count, 0),
@@ -348,7 +349,7 @@ impl ReadVolatile for Pread<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestRegionMmap, MmapRegion};
     use vmm_sys_util::tempfile::TempFile;
 
     use super::*;
@@ -418,6 +419,27 @@ mod tests {
         assert_eq!(mapped(0x10_0000, 0x1001, 0x3_0000, PageMode::Map), 0);
         assert_eq!(mapped(0x10_0000, 0x1000, 0x8000, PageMode::Map), 0);
         assert_eq!(mapped(0x10_0000, 0x1000, 0x3_f123, PageMode::Copy), 0);
+    }
+
+    /// If this fails, a guest with huge pages does not start: parts of them cannot be replaced.
+    #[test]
+    fn huge_pages_are_not_mapped_over() {
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let pages = MmapRegion::<()>::build(None, SIZE, prot, flags).unwrap();
+        // SAFETY: the address and size are those of `pages`, which lives to the end of the test.
+        let region =
+            unsafe { MmapRegion::build_raw(pages.as_ptr(), SIZE, prot, flags | libc::MAP_HUGETLB) };
+        let region = GuestRegionMmap::new(region.unwrap(), GuestAddress(0)).unwrap();
+        let mem = GuestMemory::from_regions(vec![region]).unwrap();
+        let (file, _) = pattern(0x2_0000);
+        let placed = Image::new(&file)
+            .unwrap()
+            .place(&mem, GuestAddress(0), 0, 0x2_0000, PageMode::Map, "test")
+            .unwrap();
+        assert_eq!((placed.mapped, placed.copied), (0, 0x2_0000));
     }
 
     /// If this fails, a guest's writes reach the kernel image on the host.
