@@ -148,19 +148,22 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
     let mut events = EventManager::<Subscriber>::new().map_err(BuildError::Events)?;
     events.add_subscriber(Arc::new(Mutex::new(StopWatch(stopper.clone()))));
     events.add_subscriber(Arc::new(Mutex::new(signals)));
-    for subscriber in devices.subscribers {
+    let Devices { pio, mmio, subscribers, exit_status, console, disks, .. } = devices;
+    for subscriber in subscribers {
         events.add_subscriber(subscriber);
     }
     Ok(Vm {
+        _fd: vm,
         vcpus,
-        buses: Arc::new(Buses { pio: devices.pio, mmio: devices.mmio }),
+        buses: Arc::new(Buses { pio, mmio }),
         events,
         stopper,
         signals: received,
         power_button,
         grace: Duration::from_secs(config.grace.0.into()),
-        exit_status: devices.exit_status,
-        console: devices.console,
+        exit_status,
+        disks,
+        console,
     })
 }
 

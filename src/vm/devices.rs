@@ -12,6 +12,7 @@ use cofferdam_devices::legacy::{
     BootTimer, ExitStatus, I8042, Power, PowerEvent, PowerHandler, PvPanic, Serial,
 };
 use cofferdam_devices::virtio::VirtioDevice;
+use cofferdam_devices::virtio::block::{self, Block, Disk, DiskError, DiskOptions};
 use cofferdam_devices::virtio::mmio::{MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY};
 use cofferdam_devices::virtio::rng::Rng;
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -20,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::lifecycle::{StopReason, Stopper};
 use super::Subscriber;
 use crate::arch::layout;
-use crate::config::{ConsoleConfig, VmConfig};
+use crate::config::{Cache, ConsoleConfig, DiskConfig, VmConfig};
 use crate::telemetry;
 
 /// Why a VM cannot have its devices.
@@ -41,6 +42,9 @@ pub enum DeviceError {
     /// The console's host side cannot be set up.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// KVM does not take a queue's kicks.
     #[error("KVM cannot take the kicks of a queue")]
     Kick(#[source] kvm_ioctls::Error),
@@ -49,7 +53,8 @@ pub enum DeviceError {
 impl DeviceError {
     /// Whether what was asked for is wrong, rather than the host unable.
     pub fn is_usage(&self) -> bool {
-        false
+        use DiskError::{Empty, Kind, Missing};
+        matches!(self, Self::Disk(Missing { .. } | Kind { .. } | Empty { .. }))
     }
 }
 
@@ -71,6 +76,8 @@ pub struct Devices<'a> {
     pub exit_status: ExitStatus,
     /// The console, if there is one.
     pub console: Option<Arc<Mutex<Console>>>,
+    /// The disks, to be flushed at the end.
+    pub disks: Vec<Arc<Mutex<Block>>>,
 }
 
 impl<'a> Devices<'a> {
@@ -91,9 +98,13 @@ impl<'a> Devices<'a> {
             serial: None,
             exit_status: ExitStatus::default(),
             console: None,
+            disks: Vec::new(),
         };
         devices.add_legacy(stopper)?;
         devices.add_console(&config.console, stopper)?;
+        for disk in config.all_disks() {
+            devices.add_disk(disk)?;
+        }
         if config.rng.0 {
             devices.add_virtio("rng", Arc::new(Mutex::new(Rng::new())))?;
         }
@@ -141,6 +152,21 @@ impl<'a> Devices<'a> {
         self.subscribers.push(console.clone());
         self.console = Some(console);
         Ok(())
+    }
+
+    fn add_disk(&mut self, config: &DiskConfig) -> Result<(), DeviceError> {
+        let disk = Disk::open(&DiskOptions {
+            path: config.path.clone(),
+            read_only: config.ro,
+            cache: match config.cache {
+                Cache::Writeback => block::Cache::Writeback,
+                Cache::Unsafe => block::Cache::Unsafe,
+            },
+        })?;
+        let block = Block::new(disk, config.id.as_deref().unwrap_or_default());
+        let block = Arc::new(Mutex::new(block));
+        self.disks.push(block.clone());
+        self.add_virtio("block", block)
     }
 
     fn add_ports(

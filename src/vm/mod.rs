@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use cofferdam_devices::console::Console;
 use cofferdam_devices::legacy::ExitStatus;
+use cofferdam_devices::virtio::block::Block;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber};
+use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use builder::{BuildError, build};
@@ -33,6 +35,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A VM, built and ready: it has not run an instruction yet.
 pub struct Vm {
+    /// Held for its irqfds: closing it disconnects them, though the vCPUs would run on.
+    _fd: VmFd,
     vcpus: Vec<Vcpu>,
     buses: Arc<Buses>,
     events: EventManager<Subscriber>,
@@ -42,6 +46,7 @@ pub struct Vm {
     power_button: EventFd,
     grace: Duration,
     exit_status: ExitStatus,
+    disks: Vec<Arc<Mutex<Block>>>,
     console: Option<Arc<Mutex<Console>>>,
 }
 
@@ -145,6 +150,13 @@ impl Vm {
 
     /// Nothing runs any more: what was written reaches the disks, what was said the console.
     fn settle(&mut self) {
+        for disk in &self.disks {
+            let disk = disk.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = disk.flush() {
+                let path = disk.disk().path().display();
+                log::error!("what the guest wrote may not be on the disk {path}: {error}");
+            }
+        }
         if let Some(console) = &self.console {
             console.lock().unwrap_or_else(PoisonError::into_inner).finish();
         }
