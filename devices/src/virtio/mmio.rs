@@ -401,3 +401,6 @@ fn set_low(value: &mut u64, half: u32) {
 fn set_high(value: &mut u64, half: u32) {
     *value = u64::from(low(*value)) | u64::from(half) << 32;
 }
+
+#[cfg(test)]
+mod tests;

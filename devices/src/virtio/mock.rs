@@ -48,9 +48,9 @@ pub(crate) struct MockRing {
     /// What the driver last wrote as available index.
     pub(crate) avail: u16,
     /// The used entries that the driver has taken.
-    used: u16,
+    pub(crate) used: u16,
     /// The descriptor to use next.
-    free: u16,
+    pub(crate) free: u16,
 }
 
 /// A request on its way: its name in the ring, and where the answer goes.
@@ -284,14 +284,6 @@ impl<D: VirtioDevice + 'static> MockDriver<D> {
         ring.avail = index;
         let address = GuestAddress(ring.driver + 2);
         self.mem.write_obj(index, address).unwrap();
-    }
-
-    /// Asks for no interrupts (without EVENT_IDX), or for one after `index` used buffers (with it).
-    pub(crate) fn suppress_interrupts(&mut self, queue: usize, index: u16) {
-        let ring = self.rings[queue];
-        self.mem.write_obj(1u16, GuestAddress(ring.driver)).unwrap();
-        let used_event = ring.driver + 4 + 2 * u64::from(ring.size);
-        self.mem.write_obj(index, GuestAddress(used_event)).unwrap();
     }
 
     /// Puts a request into the ring: buffers with `readable` in them, and writable ones of these

@@ -323,3 +323,6 @@ impl VirtQueue {
         self.interrupt.needs_reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,12 @@ pub(crate) fn hostile_suite<D: VirtioDevice + 'static>(make: impl Fn() -> D, ser
     for features in [0, u64::MAX] {
         let queues = MockDriver::started(make(), features).rings.len();
         for queue in 0..queues {
-            let suite = Suite { make: &make, features, queue, is_served: served.contains(&queue) };
+            let suite = Suite {
+                make: &make,
+                features,
+                queue,
+                is_served: served.contains(&queue),
+            };
             suite.chains();
             suite.tables();
             suite.indices();
@@ -95,7 +100,10 @@ impl<D: VirtioDevice + 'static, F: Fn() -> D> Suite<'_, F> {
         driver.run();
         if self.is_served && expected == Stops {
             let queue = self.queue;
-            assert!(driver.needs_reset(), "{name} on queue {queue}: the device goes on");
+            assert!(
+                driver.needs_reset(),
+                "{name} on queue {queue}: the device goes on"
+            );
             assert!(driver.interrupts() > 0, "{name}: the driver is not told");
             assert_eq!(driver.used(queue), None, "{name}: the device answers");
         }
@@ -136,19 +144,27 @@ impl<D: VirtioDevice + 'static, F: Fn() -> D> Suite<'_, F> {
         self.case("a head out of range", Stops, |driver, queue| {
             driver.offer(queue, driver.rings[queue].size);
         });
-        self.case("a head far out of range", Stops, |driver, queue| driver.offer(queue, 0xffff));
+        self.case("a head far out of range", Stops, |driver, queue| {
+            driver.offer(queue, 0xffff)
+        });
         for jump in [1, 0x4000, 0x7fff] {
             self.case("an index that jumps", Stops, |driver, queue| {
                 driver.set_avail(queue, driver.rings[queue].size + jump);
             });
         }
-        self.case("an index that goes back", Stops, |driver, queue| driver.set_avail(queue, 0xffff));
-        self.case("one chain as often as the ring has room", Any, |driver, queue| {
-            driver.write_descriptor(queue, 0, Descriptor::new(0x10_0000, 64, WRITE, 0));
-            for _ in 0..driver.rings[queue].size {
-                driver.offer(queue, 0);
-            }
+        self.case("an index that goes back", Stops, |driver, queue| {
+            driver.set_avail(queue, 0xffff)
         });
+        self.case(
+            "one chain as often as the ring has room",
+            Any,
+            |driver, queue| {
+                driver.write_descriptor(queue, 0, Descriptor::new(0x10_0000, 64, WRITE, 0));
+                for _ in 0..driver.rings[queue].size {
+                    driver.offer(queue, 0);
+                }
+            },
+        );
         self.case("a kick of a queue that is not there", Any, |driver, _| {
             for queue in [64, 0xffff, 0xffff_ffff] {
                 driver.kick(queue);
@@ -186,7 +202,10 @@ impl<D: VirtioDevice + 'static, F: Fn() -> D> Suite<'_, F> {
         assert_eq!(driver.used(self.queue), None, "used after reset");
         let buffers = driver.alloc(0);
         let mut after = [0; 64];
-        driver.mem.read_slice(&mut after, GuestAddress(buffers - 640)).unwrap();
+        driver
+            .mem
+            .read_slice(&mut after, GuestAddress(buffers - 640))
+            .unwrap();
         assert_eq!(after, [0; 64], "written after reset");
         driver.start(self.features);
         assert!(!driver.needs_reset());
