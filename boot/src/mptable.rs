@@ -89,7 +89,8 @@ fn configuration(cpus: u8, lapic_address: u32, ioapic_address: u32) -> Vec<u8> {
     let mut table = b"PCMP".to_vec();
     table.extend(length.to_le_bytes());
     table.extend([SPECIFICATION, 0]);
-    table.extend(b"COFFERDAM           ");
+    // OEM ID of 8 bytes, product ID of 12.
+    table.extend(b"COFFER  MICROVM     ");
     table.extend([0; 6]); // no OEM table
     table.extend(count.to_le_bytes());
     table.extend(lapic_address.to_le_bytes());
