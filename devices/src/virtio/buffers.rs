@@ -52,10 +52,6 @@ impl Buffers {
     pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
         let outside = || QueueError::Buffer { addr: addr.0, len };
         let count = usize::try_from(len).map_err(|_| outside())?;
-        // Checked first, so that a huge length is refused before its first byte is looked at.
-        if count > 0 && !self.mem.check_range(addr, count) {
-            return Err(outside());
-        }
         for slice in self.mem.get_slices(addr, count) {
             let slice = slice.map_err(|_| outside())?;
             if self.pieces.len() == MAX_PIECES {
