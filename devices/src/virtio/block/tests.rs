@@ -388,3 +388,38 @@ fn what_is_no_disk_is_named() {
         );
     }
 }
+
+/// If it fails, block devices have another size than they have, or discards and zeroes do not
+/// reach them. Overwrites the device: a loop device over an empty file, say.
+#[test]
+#[ignore = "needs a block device to overwrite, named by COFFERDAM_TEST_BLOCK_DEVICE"]
+fn a_block_device_is_a_disk() {
+    let path = PathBuf::from(std::env::var("COFFERDAM_TEST_BLOCK_DEVICE").unwrap());
+    let mut driver = MockDriver::started(block(&path), ALL);
+    let sectors = driver.device.lock().unwrap().disk.sectors();
+    assert!(sectors >= 4096);
+    assert_ne!(
+        driver.offered() & 1 << VIRTIO_BLK_F_DISCARD,
+        0,
+        "no discard"
+    );
+    assert_eq!(status(&mut driver, 1, sectors - 2048, &[7; 1 << 20]), OK);
+    assert_eq!(status(&mut driver, 1, sectors - 1, &[7; 1024]), IOERR);
+    assert_eq!(
+        status(&mut driver, 11, 0, &segment(sectors - 2048, 1024, 0)),
+        OK
+    );
+    for flags in [0, 1] {
+        let at = sectors - 1000 + 100 * u64::from(flags);
+        assert_eq!(status(&mut driver, 13, 0, &segment(at, 9, flags)), OK);
+        let reply = driver.request(0, &[&header(0, at - 1)], &[11 * 512, 1]);
+        assert_eq!(reply.data[..512], [7; 512]);
+        assert_eq!(reply.data[512..10 * 512], [0; 9 * 512]);
+        assert_eq!(reply.data[10 * 512..11 * 512], [7; 512]);
+    }
+    assert_eq!(status(&mut driver, 4, 0, &[]), OK);
+    assert!(matches!(
+        Disk::open(&options(&path)),
+        Err(DiskError::InUse { .. })
+    ));
+}
