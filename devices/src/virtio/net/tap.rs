@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{c_int, c_ulong};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -170,6 +171,7 @@ impl Tap {
         let name = request.name();
         fcntl_getfl(&fd)
             .and_then(|flags| fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
+            .and_then(|()| fcntl_setfd(&fd, FdFlags::CLOEXEC))
             .map_err(|source| TapError::Io {
                 name: name.clone(),
                 action: "set the mode of",
@@ -346,8 +348,20 @@ fn exists(name: &str) -> Result<bool, TapError> {
 
 /// What an administrator does to a tap.
 #[cfg(test)]
-pub(super) fn set_up_or_down(name: &str, is_up: bool) -> io::Result<()> {
-    set_state(Request::new(name).map_err(io::Error::other)?, is_up)
+pub(super) mod testing {
+    use super::*;
+
+    pub(in super::super) fn set_up_or_down(name: &str, is_up: bool) -> io::Result<()> {
+        set_state(Request::new(name).map_err(io::Error::other)?, is_up)
+    }
+
+    /// False where there is no program to do it with.
+    pub(in super::super) fn delete(name: &str) -> bool {
+        std::process::Command::new("ip")
+            .args(["link", "delete", name])
+            .status()
+            .is_ok_and(|status| status.success())
+    }
 }
 
 #[cfg(test)]

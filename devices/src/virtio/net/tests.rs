@@ -310,7 +310,7 @@ fn a_true_tap_goes_down_and_comes_back() {
         }
         Err(e) => panic!("{e}"),
     };
-    let link = |state| tap::set_up_or_down(&name, state).unwrap();
+    let link = |state| tap::testing::set_up_or_down(&name, state).unwrap();
     let mut driver = MockDriver::started(net(tap), u64::MAX);
     for _ in 0..64 {
         driver.submit(0, &[], &[2000]);
@@ -330,5 +330,22 @@ fn a_true_tap_goes_down_and_comes_back() {
     link(true);
     driver.request(TX, &[&arp], &[]);
     assert_eq!(dropped(&driver).1, 2);
+
+    // What the host sends arrives: IPv6 announces itself on an interface that comes up.
+    for _ in 0..100 {
+        driver.run();
+        if let Some((_, len)) = driver.used(0) {
+            assert!(len > 12);
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+
+    // An administrator deletes it.
+    if tap::testing::delete(&name) {
+        driver.run();
+        driver.request(TX, &[&arp], &[]);
+        assert_eq!(dropped(&driver).1, 3);
+    }
     assert!(!driver.needs_reset());
 }
