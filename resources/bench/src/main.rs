@@ -1,0 +1,194 @@
+//! `cofferdam-bench`: boots the same guest under Cofferdam and under QEMU's `microvm` machine in
+//! one start of the lab, in deterministic mode, and says how they compare. See `docs/bench.md`.
+
+mod boot;
+mod budget;
+mod host;
+mod lab;
+mod measure;
+mod memory;
+mod report;
+mod rows;
+mod svg;
+mod table;
+mod trace;
+
+use std::error::Error;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use report::{Report, SCHEMA};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Measures boots beside QEMU microvm, checks the budgets and draws the chart.
+///
+/// Exits with 0 if all budgets are kept, 1 if one is broken (all figures are printed in any case),
+/// and 2 if there are no figures.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cofferdam-bench",
+    version,
+    args_conflicts_with_subcommands = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The part that runs in the lab.
+    #[command(hide = true)]
+    Measure {
+        #[arg(long)]
+        runs: u32,
+        #[arg(long)]
+        output: PathBuf,
+        #[arg(long)]
+        traces: Option<PathBuf>,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Options {
+    /// Runs of each kind, after one that does not count.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Where the figures go as JSON.
+    #[arg(long, value_name = "FILE", default_value = "target/bench/bench.json")]
+    json: PathBuf,
+    /// Where the chart goes.
+    #[arg(long, value_name = "FILE", default_value = "target/bench/bench.svg")]
+    svg: PathBuf,
+    /// Keep KVM's raw traces beside the JSON.
+    #[arg(long)]
+    traces: bool,
+    /// Measure nothing: print, draw and check the figures of an earlier JSON file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "traces"])]
+    from: Option<PathBuf>,
+    /// The monitor.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/x86_64-unknown-linux-gnu/release/cofferdam"
+    )]
+    monitor: PathBuf,
+    /// The guests' kernel, an ELF vmlinux.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/x86_64-unknown-linux-gnu/share/cofferdam/vmlinux"
+    )]
+    kernel: PathBuf,
+    /// The guests' initramfs, whose init says "init" and idles, or powers off if told so.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/x86_64-unknown-linux-gnu/share/cofferdam/bench.cpio"
+    )]
+    initrd: PathBuf,
+    /// What starts the lab.
+    #[arg(long, value_name = "FILE", default_value = "tests/lab/run")]
+    lab: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::Measure {
+            runs,
+            output,
+            traces,
+        }) => measure_inside(runs, &output, traces.as_deref()).map(|()| true),
+        None => bench(&cli.options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            complain(&*error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Says what went wrong and why.
+fn complain(error: &dyn Error) {
+    eprint!("bench: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
+}
+
+fn measure_inside(runs: u32, output: &Path, traces: Option<&Path>) -> Result<()> {
+    let lab = measure::measure(&lab::places_inside(), runs, traces)?;
+    Ok(fs::write(output, serde_json::to_string(&lab)?)?)
+}
+
+/// All of it; true if all budgets are kept.
+fn bench(options: &Options) -> Result<bool> {
+    let mut report = match &options.from {
+        Some(path) => serde_json::from_str(&fs::read_to_string(path)?)?,
+        None => measure(options)?,
+    };
+    report.budgets = budget::check(&report);
+    write(
+        &options.json,
+        &(serde_json::to_string_pretty(&report)? + "\n"),
+    )?;
+    write(&options.svg, &svg::render(&report))?;
+    io::stdout().write_all(table::render(&report).as_bytes())?;
+    let broken: Vec<_> = report
+        .budgets
+        .iter()
+        .filter(|budget| !budget.held)
+        .collect();
+    for budget in &broken {
+        eprintln!(
+            "bench: budget broken: {}: {}",
+            budget.name,
+            table::value(budget)
+        );
+    }
+    Ok(broken.is_empty())
+}
+
+fn measure(options: &Options) -> Result<Report> {
+    // The host's first: the lab leaves the machine warm.
+    let host = host::measure(&options.monitor, &options.kernel, &options.initrd);
+    let host = host.inspect_err(|error| complain(error)).ok();
+    eprintln!("bench: booting in the lab, on counted time; this takes a minute or two");
+    let lab = lab::measure(&lab::Setup {
+        lab: options.lab.clone(),
+        monitor: options.monitor.clone(),
+        kernel: options.kernel.clone(),
+        initrd: options.initrd.clone(),
+        output: options.json.parent().unwrap_or(Path::new(".")).join("lab"),
+        runs: options.runs,
+        traces: options.traces,
+    })?;
+    Ok(Report {
+        schema: SCHEMA,
+        lab,
+        host,
+        budgets: Vec::new(),
+    })
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(path, text)
+        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}

@@ -1,0 +1,266 @@
+//! What the benchmark found: the JSON that it writes. The schema is told in `docs/bench.md`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the schema: a change that breaks readers raises it.
+pub const SCHEMA: u32 = 1;
+
+/// All of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What was measured in the lab.
+    pub lab: Lab,
+    /// What was measured on the host's own `/dev/kvm`.
+    pub host: Option<Host>,
+    /// The budgets, held or not.
+    pub budgets: Vec<Budget>,
+}
+
+/// One lab start, and all that was booted in it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Lab {
+    /// Version of the lab's kernel.
+    pub kernel: String,
+    /// Timed runs of each kind, after one that does not count.
+    pub runs: u32,
+    /// MiB of memory that each guest has; each has one vCPU.
+    pub guest_memory_mib: u32,
+    /// The monitors.
+    pub rows: Vec<Row>,
+}
+
+impl Lab {
+    /// The row with this id.
+    pub fn row(&self, id: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.id == id)
+    }
+}
+
+/// A monitor in one configuration.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Row {
+    /// Stable name.
+    pub id: String,
+    /// What people call it.
+    pub label: String,
+    /// Its command line in the quiet run.
+    pub command: String,
+    /// When what happened, from the process's start.
+    pub stages: Stages,
+    /// Exits from the guest until init's first line is out, by KVM's own counter.
+    pub exits: u64,
+    /// Nested page faults until then, by KVM's own counter (`pf_taken`).
+    pub nested_page_faults: u64,
+    /// What a traced run said of them.
+    pub trace: Trace,
+    /// Memory and threads while the guest idles.
+    pub memory: Memory,
+}
+
+/// Virtual milliseconds from the process's start.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Stages {
+    /// To the first `KVM_RUN` that enters the guest.
+    pub first_entry_ms: Figure,
+    /// To the kernel's first byte on an early console.
+    pub first_line_ms: Figure,
+    /// To init's first output on a quiet console.
+    pub init_ms: Figure,
+    /// To the process's end, if init powers off at once; none where the machine cannot.
+    pub exit_ms: Option<Figure>,
+}
+
+/// Counts of one traced run until init's first line is out.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Trace {
+    /// Exits from the guest by SVM's reason.
+    pub exits: BTreeMap<String, u64>,
+    /// Exits to user space by KVM's reason.
+    pub user_exits: BTreeMap<String, u64>,
+    /// The same by port and direction, or page of the address.
+    pub user_exits_at: BTreeMap<String, u64>,
+    /// Nested page faults by the 2 MiB of guest memory that they were in.
+    pub nested_page_faults_at: BTreeMap<String, u64>,
+}
+
+impl Trace {
+    /// All exits to user space.
+    pub fn user_exits_total(&self) -> u64 {
+        self.user_exits.values().sum()
+    }
+}
+
+/// Memory and threads of a monitor.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// KiB resident in all mappings but those that KVM was given as guest memory.
+    pub monitor_rss_kib: u64,
+    /// KiB of those that no other process maps.
+    pub monitor_private_kib: u64,
+    /// KiB resident in the guest's.
+    pub guest_rss_kib: u64,
+    /// KiB of those that are not pages of a file, so that no other VM could share them.
+    pub guest_anonymous_kib: u64,
+    /// Threads of the process.
+    pub threads: u64,
+}
+
+/// Process start to the first `KVM_RUN` on the host's own `/dev/kvm`, in wall time.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Host {
+    /// How often.
+    pub runs: u32,
+    /// Milliseconds.
+    pub first_entry_ms: Figure,
+}
+
+/// A figure over several runs.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Figure {
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+impl Figure {
+    /// From nanoseconds to milliseconds; none if there are no runs.
+    pub fn from_nanos(nanos: &[u64]) -> Option<Self> {
+        let mut runs = nanos.to_vec();
+        runs.sort_unstable();
+        let (first, last) = (*runs.first()?, *runs.last()?);
+        let (low, high) = (runs.get((runs.len() - 1) / 2)?, runs.get(runs.len() / 2)?);
+        Some(Self {
+            median: f64::midpoint(ms(*low), ms(*high)),
+            min: ms(first),
+            max: ms(last),
+        })
+    }
+}
+
+/// Milliseconds to the microsecond, which is all that the clock is good for.
+fn ms(nanos: u64) -> f64 {
+    let micros = u32::try_from(nanos / 1000).unwrap_or(u32::MAX);
+    f64::from(micros) / 1000.0
+}
+
+/// A promise, and whether it was kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Budget {
+    /// What is promised.
+    pub name: String,
+    /// Of what.
+    pub unit: String,
+    /// Whether the value must not be above the limit, or not below it.
+    pub bound: Bound,
+    /// What is promised at least.
+    pub limit: f64,
+    /// What it should be.
+    pub goal: Option<f64>,
+    /// What it is; none if it could not be measured.
+    pub value: Option<f64>,
+    /// Whether the promise was kept.
+    pub held: bool,
+}
+
+/// Which way a limit limits.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// The value must not be greater.
+    AtMost,
+    /// The value must not be less.
+    AtLeast,
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    fn figure(ms: f64) -> Figure {
+        Figure {
+            median: ms,
+            min: ms,
+            max: ms,
+        }
+    }
+
+    /// A row with round figures.
+    pub fn row(id: &str, init: f64) -> Row {
+        Row {
+            id: id.into(),
+            label: format!("<{id}>"),
+            command: id.into(),
+            stages: Stages {
+                first_entry_ms: figure(init / 4.0),
+                first_line_ms: figure(init / 2.0),
+                init_ms: figure(init),
+                exit_ms: None,
+            },
+            exits: 1000,
+            nested_page_faults: 60,
+            trace: Trace {
+                user_exits: [("io".into(), 80), ("mmio".into(), 10)].into(),
+                ..Trace::default()
+            },
+            memory: Memory {
+                monitor_rss_kib: 2560,
+                threads: 2,
+                ..Memory::default()
+            },
+        }
+    }
+
+    /// A report of these rows.
+    pub fn report(rows: Vec<Row>) -> Report {
+        let lab = Lab {
+            kernel: "6.12".into(),
+            runs: 3,
+            guest_memory_mib: 128,
+            rows,
+        };
+        let host = Some(Host {
+            runs: 21,
+            first_entry_ms: figure(8.0),
+        });
+        Report {
+            schema: SCHEMA,
+            lab,
+            host,
+            budgets: Vec::new(),
+        }
+    }
+
+    /// If it fails, one odd run moves the result.
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let figure = Figure::from_nanos(&[9_000_000, 1_000_000, 2_000_500]).unwrap();
+        assert_eq!(
+            figure,
+            Figure {
+                median: 2.0,
+                min: 1.0,
+                max: 9.0
+            }
+        );
+        assert_eq!(
+            Figure::from_nanos(&[1_000_000, 2_000_000]).unwrap().median,
+            1.5
+        );
+        assert_eq!(Figure::from_nanos(&[]), None);
+    }
+
+    /// If it fails, what reads an older JSON file no longer can.
+    #[test]
+    fn json_goes_round() {
+        let text = serde_json::to_string(&report(vec![row("a", 1.0)])).unwrap();
+        let back: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), text);
+    }
+}

@@ -1,0 +1,233 @@
+//! The monitors, and the command lines that start them.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Memory of each guest, MiB.
+pub const GUEST_MEMORY_MIB: u32 = 128;
+/// The row that the budgets of a quiet boot are for.
+pub const DEFAULT_ROW: &str = "cofferdam";
+/// The row with a disk and a network interface.
+pub const DEVICES_ROW: &str = "cofferdam-devices";
+/// The peer's rows.
+pub const PEER_ROWS: [&str; 2] = ["qemu-microvm", "qemu-microvm-acpi"];
+
+/// What Cofferdam adds to a kernel's command line by itself, so that the peer's kernel gets the
+/// same.
+const COFFERDAM_ADDS: &str = "panic=-1 console=ttyS0 8250.nr_uarts=1";
+
+/// Where things are in the lab.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Our program.
+    pub cofferdam: PathBuf,
+    /// QEMU's.
+    pub qemu: PathBuf,
+    /// The kernel that all boot, an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The initramfs that all boot.
+    pub initrd: PathBuf,
+    /// A disk for the row that has one.
+    pub disk: PathBuf,
+}
+
+/// What the guest is told beyond how to find its console.
+#[derive(Clone, Copy, Debug)]
+pub enum Guest {
+    /// To be quiet until init, which then idles.
+    Quiet,
+    /// To talk from the first line on.
+    Chatty,
+    /// To be quiet, and to power off from init.
+    PowerOff,
+}
+
+impl Guest {
+    fn cmdline(self) -> &'static str {
+        match self {
+            Self::Quiet => "quiet",
+            Self::Chatty => "earlycon=uart,io,0x3f8,115200n8",
+            Self::PowerOff => "quiet -- poweroff",
+        }
+    }
+}
+
+/// A monitor in one configuration.
+#[derive(Clone, Debug)]
+pub struct RowSpec {
+    /// Stable name, as in the JSON.
+    pub id: &'static str,
+    /// What people call it.
+    pub label: &'static str,
+    /// Whether the guest can end the machine.
+    pub powers_off: bool,
+    program: PathBuf,
+    args: Vec<String>,
+    /// The option for the kernel's command line, and what its value begins with.
+    cmdline: (&'static str, &'static str),
+}
+
+impl RowSpec {
+    /// The command that boots the guest.
+    pub fn command(&self, guest: Guest) -> Command {
+        let (option, prefix) = self.cmdline;
+        let cmdline = format!("{prefix} {}", guest.cmdline());
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .arg(option)
+            .arg(cmdline.trim_start());
+        command
+    }
+
+    /// The quiet run's command as one could type it, with file names for paths.
+    pub fn shown(&self) -> String {
+        let command = self.command(Guest::Quiet);
+        let mut shown = base(&self.program);
+        for arg in command.get_args() {
+            let arg = arg.to_string_lossy();
+            let _ = if arg.starts_with('/') {
+                write!(shown, " {}", base(Path::new(&*arg)))
+            } else if arg.contains(' ') {
+                write!(shown, " '{arg}'")
+            } else {
+                write!(shown, " {arg}")
+            };
+        }
+        shown
+    }
+}
+
+fn base(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// All rows, in the order in which they are shown.
+pub fn all(places: &Places) -> Vec<RowSpec> {
+    let ours = |id, label, more: &[&str]| cofferdam(places, id, label, more);
+    let disk = format!("path={}", places.disk.display());
+    vec![
+        ours(DEFAULT_ROW, "Cofferdam", &[]),
+        ours(
+            "cofferdam-map",
+            "Cofferdam, pages mapped",
+            &["--pages", "map"],
+        ),
+        ours(
+            DEVICES_ROW,
+            "Cofferdam, disk and net",
+            &["--disk", &disk, "--net", "tap=bench0,mac=02:00:00:00:00:01"],
+        ),
+        qemu(places, PEER_ROWS[0], "QEMU microvm", "acpi=off"),
+        qemu(places, PEER_ROWS[1], "QEMU microvm, ACPI", "acpi=on"),
+    ]
+}
+
+fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &[&str]) -> RowSpec {
+    let memory = format!("{GUEST_MEMORY_MIB}M");
+    let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
+    let args = [
+        "boot", "--kernel", &kernel, "--initrd", &initrd, "--memory", &memory, "--no-rng",
+    ];
+    RowSpec {
+        id,
+        label,
+        powers_off: true,
+        program: places.cofferdam.clone(),
+        args: args
+            .iter()
+            .chain(more)
+            .map(|arg| (*arg).to_owned())
+            .collect(),
+        cmdline: ("--cmdline", ""),
+    }
+}
+
+/// QEMU's `microvm` machine with all left out that can be: option ROMs, PIT, PIC, RTC, default
+/// devices. With ACPI its guest can power off; without, it starts sooner.
+fn qemu(places: &Places, id: &'static str, label: &'static str, acpi: &str) -> RowSpec {
+    let machine = format!("microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,{acpi}");
+    let memory = GUEST_MEMORY_MIB.to_string();
+    let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
+    let args = [
+        "-M",
+        &machine,
+        "-enable-kvm",
+        "-cpu",
+        "host",
+        "-m",
+        &memory,
+        "-smp",
+        "1",
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-kernel",
+        &kernel,
+        "-initrd",
+        &initrd,
+    ];
+    RowSpec {
+        id,
+        label,
+        powers_off: acpi == "acpi=on",
+        program: places.qemu.clone(),
+        args: args.map(str::to_owned).to_vec(),
+        cmdline: ("-append", COFFERDAM_ADDS),
+    }
+}
+
+fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<RowSpec> {
+        all(&Places {
+            cofferdam: "/bench/cofferdam".into(),
+            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            kernel: "/bench/vmlinux".into(),
+            initrd: "/bench/bench.cpio".into(),
+            disk: "/tmp/disk".into(),
+        })
+    }
+
+    /// If it fails, the rows do not boot the same guest, and comparing them means nothing.
+    #[test]
+    fn all_boot_the_same_guest() {
+        for row in rows() {
+            let shown = row.shown();
+            for part in ["vmlinux", "bench.cpio", "128", "quiet"] {
+                assert!(shown.contains(part), "{shown}");
+            }
+        }
+    }
+
+    /// If it fails, init gets no order to power off, or the kernel is not told where it ends.
+    #[test]
+    fn the_command_line_is_one_argument() {
+        let command = rows()[3].command(Guest::PowerOff);
+        let last = command
+            .get_args()
+            .last()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        assert_eq!(
+            last,
+            "panic=-1 console=ttyS0 8250.nr_uarts=1 quiet -- poweroff"
+        );
+        let command = rows()[0].command(Guest::PowerOff);
+        assert_eq!(command.get_args().last().unwrap(), "quiet -- poweroff");
+    }
+}
