@@ -112,12 +112,16 @@ newest() {
     private_apt apt-cache policy "$1" | sed -n 's/^ *Candidate: //p' | grep -vx '(none)' || true
 }
 
-# fetch PACKAGE VERSION DIRECTORY: unless it is there already; older ones go.
+# fetch PACKAGE VERSION DIRECTORY SUITE...: unless it is there already; older
+# ones go.
 fetch() {
-    mkdir -p "$3"
-    cd "$3"
+    local package=$1 version=$2 directory=$3
+    shift 3
     # apt writes the colon of an epoch as %3a.
-    compgen -G "$1_${2//:/%3a}_*.deb" >/dev/null && return
-    rm -f "$1"_*.deb
-    private_apt apt-get download "$1=$2"
+    ! compgen -G "$directory/${package}_${version//:/%3a}_*.deb" >/dev/null || return 0
+    [ -d "$WORK/apt" ] || apt_use "$@"
+    mkdir -p "$directory"
+    cd "$directory"
+    rm -f "$package"_*.deb
+    private_apt apt-get download "$package=$version"
 }
