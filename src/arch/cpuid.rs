@@ -19,7 +19,9 @@ const EXT1_ECX_TOPOLOGY: u32 = 1 << 22;
 fn is_amd(base: &CpuId) -> bool {
     let vendor = base.as_slice().iter().find(|entry| entry.function == 0);
     vendor.is_some_and(|leaf| {
-        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+        let name = [leaf.ebx, leaf.edx, leaf.ecx]
+            .map(u32::to_le_bytes)
+            .concat();
         name == b"AuthenticAMD" || name == b"HygonGenuine"
     })
 }
@@ -31,7 +33,11 @@ pub fn for_vcpu(supported: &CpuId, id: u8, cpus: u8, tsc_deadline: bool) -> CpuI
     let amd = is_amd(supported);
     // Bits of the APIC id that tell cores apart.
     let core_bits = u32::from(cpus).next_power_of_two().trailing_zeros();
-    let view = View { id: id.into(), cpus: cpus.into(), core_bits };
+    let view = View {
+        id: id.into(),
+        cpus: cpus.into(),
+        core_bits,
+    };
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             0x1 => view.leaf_1(entry, tsc_deadline),
@@ -59,7 +65,11 @@ struct View {
 impl View {
     fn leaf_1(&self, entry: &mut kvm_cpuid_entry2, tsc_deadline: bool) {
         // EBX: APIC id, logical CPUs in the package, CLFLUSH line in units of 8 bytes.
-        let line = if entry.ebx & 0xff00 == 0 { 8 << 8 } else { entry.ebx & 0xff00 };
+        let line = if entry.ebx & 0xff00 == 0 {
+            8 << 8
+        } else {
+            entry.ebx & 0xff00
+        };
         entry.ebx = self.id << 24 | self.cpus.next_power_of_two() << 16 | line | entry.ebx & 0xff;
         entry.ecx |= LEAF1_ECX_HYPERVISOR | LEAF1_ECX_X2APIC;
         set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, tsc_deadline);
@@ -72,7 +82,11 @@ impl View {
             return;
         }
         let level = entry.eax >> 5 & 7;
-        let sharing = if level >= 3 { (1 << self.core_bits) - 1 } else { 0 };
+        let sharing = if level >= 3 {
+            (1 << self.core_bits) - 1
+        } else {
+            0
+        };
         let cores = (1 << self.core_bits) - 1;
         entry.eax = entry.eax & 0x3fff | sharing << 14 | cores << 26;
     }
@@ -118,7 +132,11 @@ impl View {
 }
 
 fn set(register: &mut u32, bit: u32, on: bool) {
-    *register = if on { *register | bit } else { *register & !bit };
+    *register = if on {
+        *register | bit
+    } else {
+        *register & !bit
+    };
 }
 
 #[cfg(test)]
@@ -137,7 +155,11 @@ mod tests {
             function,
             index,
             // A level 3 cache where the leaf is one of caches.
-            eax: if matches!(function, 4 | 0x8000_001d) { 0x63 } else { 0 },
+            eax: if matches!(function, 4 | 0x8000_001d) {
+                0x63
+            } else {
+                0
+            },
             ..Default::default()
         }));
         CpuId::from_entries(&entries).unwrap()
@@ -145,13 +167,18 @@ mod tests {
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
         let mut entries = cpuid.as_slice().iter();
-        *entries.find(|entry| entry.function == function && entry.index == index).unwrap()
+        *entries
+            .find(|entry| entry.function == function && entry.index == index)
+            .unwrap()
     }
 
     /// If it fails, an Intel guest sees the host's topology or warns of APIC ids that differ.
     #[test]
     fn intel_guests_see_one_socket_of_cores() {
-        let host = supported(b"GenuineIntel", &[(1, 0), (4, 0), (0xb, 0), (0xb, 1), (0xb, 2)]);
+        let host = supported(
+            b"GenuineIntel",
+            &[(1, 0), (4, 0), (0xb, 0), (0xb, 1), (0xb, 2)],
+        );
         let cpuid = for_vcpu(&host, 2, 3, true);
         let one = leaf(&cpuid, 1, 0);
         assert_eq!(one.ebx >> 24, 2);
@@ -160,7 +187,10 @@ mod tests {
         assert_ne!(one.ecx & LEAF1_ECX_TSC_DEADLINE, 0);
         assert_eq!(leaf(&cpuid, 4, 0).eax >> 14 & 0xfff, 3);
         let cores = leaf(&cpuid, 0xb, 1);
-        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
+        assert_eq!(
+            (cores.eax, cores.ebx, cores.ecx, cores.edx),
+            (2, 3, 0x201, 2)
+        );
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         assert_eq!(leaf(&cpuid, 0xb, 2).ecx, 2);
     }
@@ -168,8 +198,13 @@ mod tests {
     /// If it fails, an AMD guest sees the host's topology.
     #[test]
     fn amd_guests_see_one_socket_of_cores() {
-        let leaves =
-            [(1, 0), (0x8000_0001, 0), (0x8000_0008, 0), (0x8000_001d, 3), (0x8000_001e, 0)];
+        let leaves = [
+            (1, 0),
+            (0x8000_0001, 0),
+            (0x8000_0008, 0),
+            (0x8000_001d, 3),
+            (0x8000_001e, 0),
+        ];
         let cpuid = for_vcpu(&supported(b"AuthenticAMD", &leaves), 1, 2, false);
         assert_eq!(leaf(&cpuid, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 1 << 12 | 1);

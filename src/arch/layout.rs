@@ -13,9 +13,9 @@
 pub use cofferdam_boot::layout::{MMIO_HOLE_END as HIGH_RAM, MMIO_HOLE_START as MMIO_HOLE};
 
 /// Registers of the first virtio-mmio device.
-pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+pub const VIRTIO_MMIO: u32 = 0xd000_0000;
 /// Bytes from one virtio-mmio device's registers to the next's.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+pub const VIRTIO_MMIO_SIZE: u32 = 0x1000;
 /// Registers of the I/O APIC, as KVM has them.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Registers of each vCPU's local APIC.
@@ -51,13 +51,16 @@ mod tests {
     fn ram_leaves_the_hole_free() {
         assert_eq!(ram_ranges(1 << 30), [(0, 1 << 30)]);
         assert_eq!(ram_ranges(MMIO_HOLE), [(0, MMIO_HOLE)]);
-        assert_eq!(ram_ranges(6 << 30), [(0, MMIO_HOLE), (HIGH_RAM, (6 << 30) - MMIO_HOLE)]);
+        assert_eq!(
+            ram_ranges(6 << 30),
+            [(0, MMIO_HOLE), (HIGH_RAM, (6 << 30) - MMIO_HOLE)]
+        );
     }
 
     /// If it fails, two devices share an interrupt line or one has a line that is not there.
     #[test]
     fn interrupt_lines_fit_the_io_apic() {
-        assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
+        const { assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI) }
         assert_eq!(VIRTIO_GSI as usize + VIRTIO_GSI_COUNT, 24);
     }
 }

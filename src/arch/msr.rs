@@ -14,6 +14,10 @@ pub fn boot() -> Vec<kvm_msr_entry> {
         (IA32_MISC_ENABLE, IA32_MISC_ENABLE_FAST_STRING),
         (IA32_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK),
     ]
-    .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() })
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    })
     .into()
 }

@@ -64,11 +64,18 @@ fn from_descriptor(selector: u16, descriptor: u64) -> kvm_segment {
     let bits = |shift: u32, count: u32| descriptor >> shift & ((1 << count) - 1);
     // None of these fields is wider than the register's.
     #[allow(clippy::cast_possible_truncation)]
-    let (bit, field) = (|shift| bits(shift, 1) as u8, |shift, count| bits(shift, count) as u32);
+    let (bit, field) = (
+        |shift| bits(shift, 1) as u8,
+        |shift, count| bits(shift, count) as u32,
+    );
     let limit = field(0, 16) | field(48, 4) << 16;
     kvm_segment {
         base: bits(16, 24) | bits(56, 8) << 24,
-        limit: if bit(55) == 1 { limit << 12 | 0xfff } else { limit },
+        limit: if bit(55) == 1 {
+            limit << 12 | 0xfff
+        } else {
+            limit
+        },
         selector,
         type_: bit(40) | bit(41) << 1 | bit(42) << 2 | bit(43) << 3,
         s: bit(44),
@@ -85,7 +92,11 @@ fn from_descriptor(selector: u16, descriptor: u64) -> kvm_segment {
 
 /// The FPU as `FNINIT` leaves it, with SSE exceptions masked.
 pub fn fpu() -> kvm_fpu {
-    kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() }
+    kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    }
 }
 
 /// Sets the local interrupt lines as firmware does: LINT0 takes the old interrupt controller's
@@ -101,7 +112,10 @@ fn set_mode(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {
         *byte = reg.cast_unsigned();
     }
     let value = u32::from_le_bytes(bytes) & !0x700 | mode << 8;
-    for (reg, byte) in lapic.regs[register..register + 4].iter_mut().zip(value.to_le_bytes()) {
+    for (reg, byte) in lapic.regs[register..register + 4]
+        .iter_mut()
+        .zip(value.to_le_bytes())
+    {
         *reg = byte.cast_signed();
     }
 }
@@ -116,7 +130,10 @@ mod tests {
         let table = gdt::table(Protocol::Linux64);
         let code = from_descriptor(gdt::CODE, table[usize::from(gdt::CODE / 8)]);
         assert_eq!((code.base, code.limit, code.type_), (0, 0xffff_ffff, 0xb));
-        assert_eq!((code.l, code.db, code.g, code.s, code.present), (1, 0, 1, 1, 1));
+        assert_eq!(
+            (code.l, code.db, code.g, code.s, code.present),
+            (1, 0, 1, 1, 1)
+        );
         let task = from_descriptor(gdt::TSS, table[usize::from(gdt::TSS / 8)]);
         assert_eq!((task.limit, task.type_, task.s), (0x67, 0xb, 0));
     }

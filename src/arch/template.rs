@@ -92,7 +92,9 @@ impl TryFrom<String> for Number {
             Some(digits) => u32::from_str_radix(digits, 16),
             None => text.parse(),
         };
-        parsed.map(Self).map_err(|_| format!("{text:?} is no 32-bit number such as 0x1"))
+        parsed
+            .map(Self)
+            .map_err(|_| format!("{text:?} is no 32-bit number such as 0x1"))
     }
 }
 
@@ -123,7 +125,11 @@ impl TryFrom<String> for Bitmap {
             value = value << 1 | bit;
             count += 1;
         }
-        if (1..=64).contains(&count) { Ok(Self { filter, value }) } else { Err(bad()) }
+        if (1..=64).contains(&count) {
+            Ok(Self { filter, value })
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -141,10 +147,14 @@ impl Bitmap {
 impl CpuTemplate {
     /// Reads a template from a JSON file.
     pub fn from_file(path: &Path) -> Result<Self, TemplateError> {
-        let text = std::fs::read(path)
-            .map_err(|source| TemplateError::Read { path: path.to_owned(), source })?;
-        serde_json::from_slice(&text)
-            .map_err(|source| TemplateError::Json { path: path.to_owned(), source })
+        let text = std::fs::read(path).map_err(|source| TemplateError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        serde_json::from_slice(&text).map_err(|source| TemplateError::Json {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Forces the template's bits in `cpuid`.
@@ -212,7 +222,11 @@ mod tests {
         template().apply_cpuid(&mut cpuid).unwrap();
         assert_eq!(cpuid.as_slice()[0].ecx, 0xffff_fe1f);
         assert_eq!(cpuid.as_slice()[0].edx, 7);
-        let mut msrs = [kvm_msr_entry { index: 0x10a, data: 2, ..Default::default() }];
+        let mut msrs = [kvm_msr_entry {
+            index: 0x10a,
+            data: 2,
+            ..Default::default()
+        }];
         template().apply_msrs(&mut msrs);
         assert_eq!((msrs[0].data, template().msrs().next()), (3, Some(0x10a)));
     }

@@ -36,7 +36,12 @@ pub fn complete(config: &mut VmConfig) -> Result<(), NoGuest> {
     if config.rootfs.is_none() && config.boot.initrd.is_none() && config.disks.is_empty() {
         let path = place.join(ROOTFS);
         // Read-only, so that any number of VMs may run from it.
-        config.rootfs = Some(DiskConfig { path, ro: true, id: None, cache: Cache::Writeback });
+        config.rootfs = Some(DiskConfig {
+            path,
+            ro: true,
+            id: None,
+            cache: Cache::Writeback,
+        });
     }
     Ok(())
 }
@@ -49,7 +54,9 @@ fn places() -> Vec<PathBuf> {
     let beside = |exe: io::Result<PathBuf>| -> Option<PathBuf> {
         Some(exe.ok()?.parent()?.parent()?.join("share/cofferdam"))
     };
-    let data = env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let data = env::var_os("XDG_DATA_HOME")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
     let data = data.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".local/share")));
     let places = [
         beside(env::current_exe()),

@@ -58,10 +58,12 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut command, "cofferdam", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Command::Man => match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error, EXIT_MONITOR),
-        },
+        Command::Man => {
+            match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error, EXIT_MONITOR),
+            }
+        }
     }
 }
 

@@ -44,7 +44,9 @@ pub fn parse_options<T: DeserializeOwned>(
 /// Numbers are numbers only where the field is one: a file may be called `7`.
 fn value_of(key: &str, value: &str) -> Value {
     match (key, value) {
-        ("fd" | "mtu", _) => value.parse::<i64>().map_or_else(|_| value.into(), Value::from),
+        ("fd" | "mtu", _) => value
+            .parse::<i64>()
+            .map_or_else(|_| value.into(), Value::from),
         ("ro", "on" | "true") => true.into(),
         ("ro", "off" | "false") => false.into(),
         _ => value.into(),
@@ -68,7 +70,10 @@ mod tests {
         };
         assert_eq!(disk, wanted);
         let short: DiskConfig = parse_options("disk.img,ro=off", Some("path")).unwrap();
-        assert_eq!((short.path.to_str().unwrap(), short.ro), ("disk.img", false));
+        assert_eq!(
+            (short.path.to_str().unwrap(), short.ro),
+            ("disk.img", false)
+        );
         let net: NetConfig = parse_options("fd=3,mtu=1400", None).unwrap();
         assert_eq!((net.fd, net.mtu), (Some(3), Some(1400)));
     }
@@ -76,7 +81,11 @@ mod tests {
     /// If it fails, a misspelt option is ignored.
     #[test]
     fn bad_options_are_named() {
-        let error = |text: &str| parse_options::<DiskConfig>(text, None).unwrap_err().to_string();
+        let error = |text: &str| {
+            parse_options::<DiskConfig>(text, None)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error("path=a,readonly").contains("readonly"));
         assert!(error("path=a,path=b").contains("twice"));
         assert!(error("path=a,,ro").contains("empty"));

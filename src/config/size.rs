@@ -95,9 +95,13 @@ mod tests {
     /// If it fails, a VM gets another size of memory than was written.
     #[test]
     fn sizes_are_read_as_written() {
-        for (text, mib) in
-            [("512", 512), ("512M", 512), ("512mib", 512), ("2G", 2048), ("2GiB", 2048)]
-        {
+        for (text, mib) in [
+            ("512", 512),
+            ("512M", 512),
+            ("512mib", 512),
+            ("2G", 2048),
+            ("2GiB", 2048),
+        ] {
             assert_eq!(text.parse(), Ok(MemorySize::from_mib(mib)), "{text}");
         }
         assert_eq!(MemorySize::from_mib(2048).to_string(), "2G");
@@ -111,7 +115,11 @@ mod tests {
             assert_eq!(text.parse::<MemorySize>(), Err(SizeError::Form), "{text}");
         }
         for text in ["99999999999999999999", "17592186044416G", "1048577G"] {
-            assert_eq!(text.parse::<MemorySize>(), Err(SizeError::TooLarge), "{text}");
+            assert_eq!(
+                text.parse::<MemorySize>(),
+                Err(SizeError::TooLarge),
+                "{text}"
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cofferdam_devices::console::terminal;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use super::start;
@@ -38,7 +39,10 @@ pub enum LogError {
 /// Sets up the process's log.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
     let sink = config.file.as_deref().map(open).transpose()?;
-    log::set_boxed_logger(Box::new(Logger { sink, seen: Mutex::default() }))?;
+    log::set_boxed_logger(Box::new(Logger {
+        sink,
+        seen: Mutex::default(),
+    }))?;
     log::set_max_level(match config.level {
         LogLevel::Off => LevelFilter::Off,
         LogLevel::Error => LevelFilter::Error,
@@ -55,7 +59,10 @@ fn open(path: &Path) -> Result<File, LogError> {
         .create(true)
         .append(true)
         .open(path)
-        .map_err(|source| LogError::Open { path: path.to_owned(), source })
+        .map_err(|source| LogError::Open {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// A place in the code: file and line.
@@ -85,7 +92,11 @@ enum Verdict {
 
 impl Rate {
     fn new(now: Instant) -> Self {
-        Self { since: now, written: 0, dropped: 0 }
+        Self {
+            since: now,
+            written: 0,
+            dropped: 0,
+        }
     }
 
     fn admit(&mut self, now: Instant) -> Verdict {
@@ -97,7 +108,9 @@ impl Rate {
             return Verdict::Drop;
         }
         self.written += 1;
-        Verdict::Write { dropped: std::mem::take(&mut self.dropped) }
+        Verdict::Write {
+            dropped: std::mem::take(&mut self.dropped),
+        }
     }
 }
 
@@ -110,13 +123,20 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let place = (record.file_static().unwrap_or_default(), record.line().unwrap_or_default());
+        let place = (
+            record.file_static().unwrap_or_default(),
+            record.line().unwrap_or_default(),
+        );
         let now = Instant::now();
         let verdict = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.entry(place).or_insert_with(|| Rate::new(now)).admit(now)
+            seen.entry(place)
+                .or_insert_with(|| Rate::new(now))
+                .admit(now)
         };
-        let Verdict::Write { dropped } = verdict else { return };
+        let Verdict::Write { dropped } = verdict else {
+            return;
+        };
         let mut line = format!(
             "[{:>10.6} {:<5} {}] {}",
             now.duration_since(start()).as_secs_f64(),
@@ -128,7 +148,8 @@ impl Log for Logger {
             line.push_str(&format!(" ({dropped} more like it were left out)"));
         }
         // On a raw terminal a line feed alone does not go back to the first column.
-        line.push_str(if self.sink.is_none() { "\r\n" } else { "\n" });
+        let is_raw = self.sink.is_none() && terminal::is_raw();
+        line.push_str(if is_raw { "\r\n" } else { "\n" });
         // There is nobody to tell that the log itself cannot be written.
         let _ = match &self.sink {
             Some(file) => (&*file).write_all(line.as_bytes()),

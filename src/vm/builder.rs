@@ -135,7 +135,8 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
 
     let stopper = Stopper::new().map_err(|e| BuildError::Host("event descriptor", e))?;
     let power_button = event_fd()?;
-    vm.register_irqfd(&power_button, layout::EVENT_GSI).map_err(DeviceError::Irq)?;
+    vm.register_irqfd(&power_button, layout::EVENT_GSI)
+        .map_err(DeviceError::Irq)?;
     let devices = Devices::build(config, &vm, &mem, &stopper)?;
 
     let cmdline = command_line(config, &kernel, &devices)?;
@@ -144,11 +145,20 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
     let vcpus = vcpus(config, &kvm, &vm, &mem, &template, &entry)?;
 
     // From here on signals wait for the main loop.
-    let (signals, received) = Signals::new().map_err(|e| BuildError::Host("signal descriptor", e))?;
+    let (signals, received) =
+        Signals::new().map_err(|e| BuildError::Host("signal descriptor", e))?;
     let mut events = EventManager::<Subscriber>::new().map_err(BuildError::Events)?;
     events.add_subscriber(Arc::new(Mutex::new(StopWatch(stopper.clone()))));
     events.add_subscriber(Arc::new(Mutex::new(signals)));
-    let Devices { pio, mmio, subscribers, exit_status, console, disks, .. } = devices;
+    let Devices {
+        pio,
+        mmio,
+        subscribers,
+        exit_status,
+        console,
+        disks,
+        ..
+    } = devices;
     for subscriber in subscribers {
         events.add_subscriber(subscriber);
     }
@@ -182,12 +192,20 @@ impl Images {
     fn open(config: &BootConfig) -> Result<Self, BuildError> {
         let open = |what, path: &Path| match File::open(path) {
             Ok(file) => Ok((path.to_owned(), file)),
-            Err(source) => Err(BuildError::Open { what, path: path.to_owned(), source }),
+            Err(source) => Err(BuildError::Open {
+                what,
+                path: path.to_owned(),
+                source,
+            }),
         };
         let kernel = config.kernel.as_deref().ok_or(BuildError::NoKernel)?;
         Ok(Self {
             kernel: open("kernel", kernel)?,
-            initrd: config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?,
+            initrd: config
+                .initrd
+                .as_deref()
+                .map(|path| open("initrd", path))
+                .transpose()?,
         })
     }
 
@@ -205,11 +223,18 @@ impl Images {
             Protocol::Pvh => cofferdam_boot::Protocol::Pvh,
         });
         let (path, file) = &self.kernel;
-        let kernel = Kernel::load(mem, file, LoadOptions { pages, protocol })
-            .map_err(|source| BuildError::Kernel { path: path.clone(), source })?;
+        let kernel =
+            Kernel::load(mem, file, LoadOptions { pages, protocol }).map_err(|source| {
+                BuildError::Kernel {
+                    path: path.clone(),
+                    source,
+                }
+            })?;
         let initrd = self.initrd.as_ref().map(|(path, file)| {
-            Initrd::load(mem, file, &kernel, pages)
-                .map_err(|source| BuildError::Initrd { path: path.clone(), source })
+            Initrd::load(mem, file, &kernel, pages).map_err(|source| BuildError::Initrd {
+                path: path.clone(),
+                source,
+            })
         });
         Ok((kernel, initrd.transpose()?))
     }
@@ -227,7 +252,10 @@ fn command_line(
         ours.push("console=ttyS0 8250.nr_uarts=1".into());
     }
     if let Some(root) = &config.rootfs {
-        ours.push(format!("root=/dev/vda {}", if root.ro { "ro" } else { "rw" }));
+        ours.push(format!(
+            "root=/dev/vda {}",
+            if root.ro { "ro" } else { "rw" }
+        ));
     }
     if config.boot.hardware == Hardware::Cmdline {
         ours.push("acpi=off".into());
@@ -278,5 +306,8 @@ fn vcpus(
 ) -> Result<Vec<Vcpu>, BuildError> {
     vcpu::register_kick().map_err(|e| BuildError::Host("signal", e))?;
     let fds = kvm::create_vcpus(kvm, vm, &config.cpus, template, entry)?;
-    Ok((0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, mem.clone())).collect())
+    Ok((0..)
+        .zip(fds)
+        .map(|(id, fd)| Vcpu::new(id, fd, mem.clone()))
+        .collect())
 }

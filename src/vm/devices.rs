@@ -2,6 +2,7 @@
 //! lines.
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use cofferdam_boot::acpi::{Serial as SerialAddress, VirtioMmio};
@@ -14,14 +15,15 @@ use cofferdam_devices::legacy::{
 use cofferdam_devices::virtio::VirtioDevice;
 use cofferdam_devices::virtio::block::{self, Block, Disk, DiskError, DiskOptions};
 use cofferdam_devices::virtio::mmio::{MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY};
+use cofferdam_devices::virtio::net::{MacAddress, Net, Tap, TapError};
 use cofferdam_devices::virtio::rng::Rng;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::lifecycle::{StopReason, Stopper};
 use super::Subscriber;
+use super::lifecycle::{StopReason, Stopper};
 use crate::arch::layout;
-use crate::config::{Cache, ConsoleConfig, DiskConfig, VmConfig};
+use crate::config::{Cache, ConfigError, ConsoleConfig, DiskConfig, NetConfig, VmConfig};
 use crate::telemetry;
 
 /// Why a VM cannot have its devices.
@@ -45,6 +47,18 @@ pub enum DeviceError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network interface cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A network interface is not described right.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The inherited descriptor of a tap is not open.
+    #[error("net: there is no open file descriptor {0} to inherit")]
+    Descriptor(i32),
+    /// There is no random MAC address.
+    #[error("the host gives no random bytes")]
+    Random(#[source] io::Error),
     /// KVM does not take a queue's kicks.
     #[error("KVM cannot take the kicks of a queue")]
     Kick(#[source] kvm_ioctls::Error),
@@ -54,7 +68,15 @@ impl DeviceError {
     /// Whether what was asked for is wrong, rather than the host unable.
     pub fn is_usage(&self) -> bool {
         use DiskError::{Empty, Kind, Missing};
-        matches!(self, Self::Disk(Missing { .. } | Kind { .. } | Empty { .. }))
+        match self {
+            Self::Disk(error) => matches!(error, Missing { .. } | Kind { .. } | Empty { .. }),
+            Self::Tap(error) => matches!(
+                error,
+                TapError::Name(_) | TapError::Kind(_) | TapError::Inherited(_)
+            ),
+            Self::Config(_) | Self::Descriptor(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -105,6 +127,9 @@ impl<'a> Devices<'a> {
         for disk in config.all_disks() {
             devices.add_disk(disk)?;
         }
+        for net in &config.nets {
+            devices.add_net(net)?;
+        }
         if config.rng.0 {
             devices.add_virtio("rng", Arc::new(Mutex::new(Rng::new())))?;
         }
@@ -118,7 +143,10 @@ impl<'a> Devices<'a> {
         self.add_ports(Power::BASE, Power::LEN, "power", Power::new(power.clone()))?;
         self.add_ports(PvPanic::BASE, PvPanic::LEN, "pvpanic", PvPanic::new(power))?;
         let timer = BootTimer::new(telemetry::start(), |time| {
-            log::info!("the guest's init runs {} us after the monitor's start", time.as_micros());
+            log::info!(
+                "the guest's init runs {} us after the monitor's start",
+                time.as_micros()
+            );
         });
         self.exit_status = timer.exit_status();
         self.add_ports(BootTimer::BASE, BootTimer::LEN, "boot timer", timer)
@@ -144,10 +172,16 @@ impl<'a> Devices<'a> {
             // Whoever asked for a pty needs its name, whatever the log's level.
             eprintln!("cofferdam: the console is at {}", path.display());
         }
-        self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(DeviceError::Irq)?;
-        self.pio.insert(Serial::COM1_BASE, Serial::LEN, "serial", console.serial())?;
+        self.vm
+            .register_irqfd(&line, layout::SERIAL_GSI)
+            .map_err(DeviceError::Irq)?;
+        self.pio
+            .insert(Serial::COM1_BASE, Serial::LEN, "serial", console.serial())?;
         let port = u16::try_from(Serial::COM1_BASE).unwrap_or_default();
-        self.serial = Some(SerialAddress { port, gsi: layout::SERIAL_GSI });
+        self.serial = Some(SerialAddress {
+            port,
+            gsi: layout::SERIAL_GSI,
+        });
         let console = Arc::new(Mutex::new(console));
         self.subscribers.push(console.clone());
         self.console = Some(console);
@@ -169,6 +203,23 @@ impl<'a> Devices<'a> {
         self.add_virtio("block", block)
     }
 
+    fn add_net(&mut self, config: &NetConfig) -> Result<(), DeviceError> {
+        let tap = match (&config.tap, config.fd) {
+            (Some(name), _) => match Tap::attach(name) {
+                Err(TapError::Missing(_)) => Tap::create(name, config.mtu)?,
+                tap => tap?,
+            },
+            (None, Some(fd)) => Tap::from_fd(inherited(fd)?)?,
+            (None, None) => return Err(ConfigError::Tap.into()),
+        };
+        let mac = match config.mac_address()? {
+            Some(mac) => mac,
+            None => MacAddress::random().map_err(DeviceError::Random)?,
+        };
+        log::info!("net: tap {}, the guest's MAC address is {mac}", tap.name());
+        self.add_virtio("net", Arc::new(Mutex::new(Net::new(tap, mac, config.mtu))))
+    }
+
     fn add_ports(
         &mut self,
         base: u64,
@@ -176,7 +227,9 @@ impl<'a> Devices<'a> {
         name: &'static str,
         device: impl BusDevice + 'static,
     ) -> Result<(), DeviceError> {
-        Ok(self.pio.insert(base, len, name, Arc::new(Mutex::new(device)))?)
+        Ok(self
+            .pio
+            .insert(base, len, name, Arc::new(Mutex::new(device)))?)
     }
 
     /// Puts a virtio device behind the next free page of registers and interrupt line.
@@ -189,26 +242,49 @@ impl<'a> Devices<'a> {
         let line = irq.try_clone().map_err(DeviceError::EventFd)?;
         let transport = MmioTransport::new(name, device, self.mem.clone(), irq)?;
         // The configuration is bounded by the interrupt lines there are.
-        let at = u32::try_from(self.virtio.len()).unwrap_or(u32::MAX);
-        let (base, gsi) = (
-            layout::VIRTIO_MMIO + u64::from(at) * layout::VIRTIO_MMIO_SIZE,
-            layout::VIRTIO_GSI + at,
-        );
-        self.vm.register_irqfd(&line, gsi).map_err(DeviceError::Irq)?;
+        let at = u32::try_from(self.virtio.len()).unwrap_or_default();
+        let base = layout::VIRTIO_MMIO + at * layout::VIRTIO_MMIO_SIZE;
+        let gsi = layout::VIRTIO_GSI + at;
+        self.vm
+            .register_irqfd(&line, gsi)
+            .map_err(DeviceError::Irq)?;
         for (queue, kick) in (0u32..).zip(transport.kicks()) {
-            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-            self.vm.register_ioevent(kick, &address, queue).map_err(DeviceError::Kick)?;
+            let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
+            self.vm
+                .register_ioevent(kick, &address, queue)
+                .map_err(DeviceError::Kick)?;
         }
-        self.subscribers.push(Arc::new(Mutex::new(transport.subscriber())));
-        self.mmio.insert(base, MMIO_SIZE, name, Arc::new(Mutex::new(transport)))?;
-        let base = u32::try_from(base).unwrap_or(u32::MAX);
-        self.virtio.push(VirtioMmio { base, len: layout::VIRTIO_MMIO_SIZE as u32, gsi });
+        self.subscribers
+            .push(Arc::new(Mutex::new(transport.subscriber())));
+        self.mmio.insert(
+            base.into(),
+            MMIO_SIZE,
+            name,
+            Arc::new(Mutex::new(transport)),
+        )?;
+        self.virtio.push(VirtioMmio {
+            base,
+            len: layout::VIRTIO_MMIO_SIZE,
+            gsi,
+        });
         Ok(())
     }
 }
 
 fn event_fd() -> Result<EventFd, DeviceError> {
     EventFd::new(EFD_NONBLOCK).map_err(DeviceError::EventFd)
+}
+
+/// A copy of a descriptor that whoever started us has left open for us. A copy, since nothing
+/// proves that the number is not one of our own files.
+fn inherited(number: i32) -> Result<OwnedFd, DeviceError> {
+    if number < 0 {
+        return Err(DeviceError::Descriptor(number));
+    }
+    // SAFETY: the borrow ends with the statement, in which nobody closes a descriptor; that it is
+    // not open at all is an error of the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|_| DeviceError::Descriptor(number))
 }
 
 /// What the guest asks of the power registers, done.

@@ -109,7 +109,10 @@ pub fn open() -> Result<Kvm, KvmError> {
 pub fn create_vm(kvm: &Kvm, mem: &GuestMemory, cpus: &CpuConfig) -> Result<VmFd, KvmError> {
     let max = kvm.get_max_vcpus();
     if usize::from(cpus.count) > max {
-        return Err(KvmError::Cpus { asked: cpus.count, max });
+        return Err(KvmError::Cpus {
+            asked: cpus.count,
+            max,
+        });
     }
     let vm = kvm.create_vm().map_err(call("create a VM"))?;
     for (slot, region) in (0..).zip(mem.iter()) {
@@ -124,11 +127,17 @@ pub fn create_vm(kvm: &Kvm, mem: &GuestMemory, cpus: &CpuConfig) -> Result<VmFd,
         // not overlap, since the regions of guest memory do not.
         unsafe { vm.set_user_memory_region(slot) }.map_err(call("take guest memory"))?;
     }
-    vm.set_tss_address(layout::TSS).map_err(call("place its task-state segment"))?;
-    vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;
+    vm.set_tss_address(layout::TSS)
+        .map_err(call("place its task-state segment"))?;
+    vm.create_irq_chip()
+        .map_err(call("create the interrupt controllers"))?;
     if cpus.pit {
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).map_err(call("create the interval timer"))?;
+        let config = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.create_pit2(config)
+            .map_err(call("create the interval timer"))?;
     }
     Ok(vm)
 }
@@ -141,8 +150,9 @@ pub fn create_vcpus(
     template: &CpuTemplate,
     entry: &EntryState,
 ) -> Result<Vec<VcpuFd>, KvmError> {
-    let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("say what CPUs it has"))?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(call("say what CPUs it has"))?;
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     (0..cpus.count)
         .map(|id| {
@@ -164,7 +174,10 @@ fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, template: &CpuTemplate) -> Result<(), Kv
     set_msrs(vcpu, &mut msr::boot())?;
     let mut changed: Vec<_> = template
         .msrs()
-        .map(|index| kvm_bindings::kvm_msr_entry { index, ..Default::default() })
+        .map(|index| kvm_bindings::kvm_msr_entry {
+            index,
+            ..Default::default()
+        })
         .collect();
     if !changed.is_empty() {
         get_msrs(vcpu, &mut changed)?;
@@ -179,8 +192,10 @@ fn set_up(vcpu: &VcpuFd, cpuid: &CpuId, template: &CpuTemplate) -> Result<(), Kv
 /// Puts a vCPU at the kernel's first instruction.
 fn enter_at(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), KvmError> {
     let sregs = vcpu.get_sregs().map_err(call("read a vCPU's registers"))?;
-    vcpu.set_sregs(&regs::system(entry, sregs)).map_err(call("set a vCPU's system registers"))?;
-    vcpu.set_regs(&regs::general(entry)).map_err(call("set a vCPU's registers"))?;
+    vcpu.set_sregs(&regs::system(entry, sregs))
+        .map_err(call("set a vCPU's system registers"))?;
+    vcpu.set_regs(&regs::general(entry))
+        .map_err(call("set a vCPU's registers"))?;
     vcpu.set_fpu(&regs::fpu()).map_err(call("set a vCPU's FPU"))
 }
 

@@ -48,17 +48,21 @@ pub enum MemoryError {
 /// Guest memory as `config` asks for. No page of it is touched yet.
 pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap<()>, MemoryError> {
     let size = config.size;
-    let regions = layout::ram_ranges(size.bytes()).into_iter().map(|(base, len)| {
-        let len = usize::try_from(len).map_err(|_| MemoryError::Map(size, too_large()))?;
-        let region = map(len, config.hugepages).map_err(|source| match config.hugepages {
-            Some(HugePages::Mib2) => {
-                MemoryError::HugePages { size, wanted: size.bytes() / HUGE_PAGE as u64, source }
-            }
-            None => MemoryError::Map(size, source),
-        })?;
-        GuestRegionMmap::new(region, GuestAddress(base))
-            .ok_or_else(|| MemoryError::Map(size, too_large()))
-    });
+    let regions = layout::ram_ranges(size.bytes())
+        .into_iter()
+        .map(|(base, len)| {
+            let len = usize::try_from(len).map_err(|_| MemoryError::Map(size, too_large()))?;
+            let region = map(len, config.hugepages).map_err(|source| match config.hugepages {
+                Some(HugePages::Mib2) => MemoryError::HugePages {
+                    size,
+                    wanted: size.bytes() / HUGE_PAGE as u64,
+                    source,
+                },
+                None => MemoryError::Map(size, source),
+            })?;
+            GuestRegionMmap::new(region, GuestAddress(base))
+                .ok_or_else(|| MemoryError::Map(size, too_large()))
+        });
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
     GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Layout(size, source))
 }
@@ -128,21 +132,34 @@ mod tests {
     /// If it fails, the host cannot use huge pages, and each 4 KiB page costs a fault.
     #[test]
     fn memory_is_aligned_to_huge_pages() {
-        let config = MemoryConfig { size: MemorySize::from_mib(7 << 10), hugepages: None };
+        let config = MemoryConfig {
+            size: MemorySize::from_mib(7 << 10),
+            hugepages: None,
+        };
         let memory = allocate(&config).unwrap();
-        assert_eq!(memory.iter().map(|region| region.len()).sum::<u64>(), 7 << 30);
+        assert_eq!(
+            memory.iter().map(|region| region.len()).sum::<u64>(),
+            7 << 30
+        );
         for region in memory.iter() {
             assert!(region.as_ptr().addr().is_multiple_of(HUGE_PAGE));
         }
         memory.write_obj(7u8, GuestAddress((8 << 30) - 1)).unwrap();
-        assert!(memory.write_obj(7u8, GuestAddress(layout::MMIO_HOLE)).is_err());
+        assert!(
+            memory
+                .write_obj(7u8, GuestAddress(layout::MMIO_HOLE))
+                .is_err()
+        );
     }
 
     /// If it fails, a host without free huge pages is met by a SIGBUS, or by no word at all.
     #[test]
     fn huge_pages_that_are_not_there_are_an_error() {
         let size = MemorySize::from_mib(1 << 20);
-        let config = MemoryConfig { size, hugepages: Some(HugePages::Mib2) };
+        let config = MemoryConfig {
+            size,
+            hugepages: Some(HugePages::Mib2),
+        };
         let error = allocate(&config).unwrap_err().to_string();
         assert!(error.contains("vm.nr_hugepages=524288"), "{error}");
     }

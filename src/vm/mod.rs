@@ -52,7 +52,9 @@ pub struct Vm {
 
 impl std::fmt::Debug for Vm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vm").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+        f.debug_struct("Vm")
+            .field("vcpus", &self.vcpus.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +100,10 @@ impl Vm {
         threads.into_iter().for_each(VcpuThread::join);
         self.settle();
         let reason = self.stopper.reason().unwrap_or(StopReason::Monitor);
-        result.map(|()| End { reason, status: self.exit_status.get() })
+        result.map(|()| End {
+            reason,
+            status: self.exit_status.get(),
+        })
     }
 
     fn start_vcpus(&mut self, threads: &mut Vec<VcpuThread>) -> Result<(), RunError> {
@@ -117,7 +122,9 @@ impl Vm {
                 Some((time, reason)) if time <= Instant::now() => self.stopper.stop(reason),
                 _ => {
                     let time = deadline.map(|(time, _)| time);
-                    self.events.run_with_timeout(timeout(time)).map_err(RunError::Events)?;
+                    self.events
+                        .run_with_timeout(timeout(time))
+                        .map_err(RunError::Events)?;
                 }
             }
             while let Some(signal) = self.signals.take() {
@@ -141,7 +148,10 @@ impl Vm {
             self.stopper.stop(StopReason::Signal(signal));
             return deadline;
         }
-        log::info!("signal {signal}: the guest has {:?} to power off", self.grace);
+        log::info!(
+            "signal {signal}: the guest has {:?} to power off",
+            self.grace
+        );
         if let Err(error) = self.power_button.write(1) {
             log::error!("the power button cannot be pressed: {error}");
         }
@@ -158,7 +168,10 @@ impl Vm {
             }
         }
         if let Some(console) = &self.console {
-            console.lock().unwrap_or_else(PoisonError::into_inner).finish();
+            console
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .finish();
         }
     }
 }

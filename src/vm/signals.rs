@@ -36,7 +36,13 @@ impl Signals {
         set.thread_block()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let received = Received::default();
-        Ok((Self { fd, received: received.clone() }, received))
+        Ok((
+            Self {
+                fd,
+                received: received.clone(),
+            },
+            received,
+        ))
     }
 }
 
@@ -44,7 +50,11 @@ impl MutEventSubscriber for Signals {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
         while let Ok(Some(info)) = self.fd.read_signal() {
             let number = u8::try_from(info.ssi_signo).unwrap_or(u8::MAX);
-            self.received.0.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+            self.received
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(number);
         }
     }
 

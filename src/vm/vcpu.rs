@@ -72,20 +72,25 @@ impl Vcpu {
         // only ever read by it; from here on nobody but this atomic touches the byte. The mapping
         // lives as long as the `VcpuFd`, which the thread gives back to nobody and, below, leaks.
         let immediate_exit = unsafe { AtomicU8::from_ptr(&raw mut (*run).immediate_exit) };
-        let thread = thread::Builder::new().name(format!("vcpu{}", self.id)).spawn(move || {
-            let reason = loop {
-                if let Step::Stop(reason) = self.step(&buses) {
-                    break reason;
-                }
-                if stopper.reason().is_some() {
-                    break StopReason::Quit;
-                }
-            };
-            stopper.stop(reason);
-            // Whoever kicks us may do so until the process ends: `kvm_run` must stay mapped.
-            std::mem::forget(self);
-        })?;
-        Ok(VcpuThread { thread, immediate_exit })
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", self.id))
+            .spawn(move || {
+                let reason = loop {
+                    if let Step::Stop(reason) = self.step(&buses) {
+                        break reason;
+                    }
+                    if stopper.reason().is_some() {
+                        break StopReason::Quit;
+                    }
+                };
+                stopper.stop(reason);
+                // Whoever kicks us may do so until the process ends: `kvm_run` must stay mapped.
+                std::mem::forget(self);
+            })?;
+        Ok(VcpuThread {
+            thread,
+            immediate_exit,
+        })
     }
 
     /// Enters KVM once and answers the exit.
@@ -170,9 +175,30 @@ impl Vcpu {
              \n  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}\
              \n  r13 {:016x} r14 {:016x} r15 {:016x} efer {:x}\
              \n  cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}\n  code ",
-            regs.rip, regs.rsp, regs.rflags, sregs.cs.selector, sregs.ss.dpl, regs.rax, regs.rbx,
-            regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9, regs.r10, regs.r11,
-            regs.r12, regs.r13, regs.r14, regs.r15, sregs.efer, sregs.cr0, sregs.cr2, sregs.cr3,
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cs.selector,
+            sregs.ss.dpl,
+            regs.rax,
+            regs.rbx,
+            regs.rcx,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+            regs.rbp,
+            regs.r8,
+            regs.r9,
+            regs.r10,
+            regs.r11,
+            regs.r12,
+            regs.r13,
+            regs.r14,
+            regs.r15,
+            sregs.efer,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
             sregs.cr4,
         );
         match self.code_at(sregs.cs.base.wrapping_add(regs.rip)) {
@@ -186,10 +212,16 @@ impl Vcpu {
 
     /// The 15 bytes, an instruction at its longest, at a virtual address; fewer at a page's end.
     fn code_at(&self, address: u64) -> Option<Vec<u8>> {
-        let translation = self.fd.translate_gva(address).ok().filter(|t| t.valid != 0)?;
+        let translation = self
+            .fd
+            .translate_gva(address)
+            .ok()
+            .filter(|t| t.valid != 0)?;
         let to_page_end = 0x1000 - (translation.physical_address & 0xfff);
         let mut code = vec![0; usize::try_from(to_page_end.min(15)).ok()?];
-        self.mem.read_slice(&mut code, GuestAddress(translation.physical_address)).ok()?;
+        self.mem
+            .read_slice(&mut code, GuestAddress(translation.physical_address))
+            .ok()?;
         Some(code)
     }
 }

@@ -18,7 +18,10 @@ fn boots(args: &str) {
 fn vmlinux_by_the_64_bit_entry() {
     let kernel = guest_file("vmlinux");
     for pages in ["copy", "map"] {
-        boots(&format!("--kernel {} --protocol linux --pages {pages}", kernel.display()));
+        boots(&format!(
+            "--kernel {} --protocol linux --pages {pages}",
+            kernel.display()
+        ));
     }
 }
 
@@ -27,7 +30,10 @@ fn vmlinux_by_the_64_bit_entry() {
 fn vmlinux_by_pvh() {
     let kernel = guest_file("vmlinux");
     for pages in ["copy", "map"] {
-        boots(&format!("--kernel {} --protocol pvh --pages {pages}", kernel.display()));
+        boots(&format!(
+            "--kernel {} --protocol pvh --pages {pages}",
+            kernel.display()
+        ));
     }
 }
 
@@ -40,7 +46,10 @@ fn bzimage_by_the_64_bit_hand_over() {
 /// If it fails, a guest without ACPI finds no devices or no second CPU.
 #[test]
 fn hardware_by_the_command_line() {
-    boots(&format!("--kernel {} --hardware cmdline --cpus 2", guest_file("vmlinux").display()));
+    boots(&format!(
+        "--kernel {} --hardware cmdline --cpus 2",
+        guest_file("vmlinux").display()
+    ));
 }
 
 /// If it fails, an initramfs does not reach the kernel, read or mapped.
@@ -49,7 +58,12 @@ fn initrd() {
     for pages in ["copy", "map"] {
         let initrd = guest_file("initrd.cpio");
         let end = Vm::start_args(&[
-            "--initrd", initrd.to_str().unwrap(), "--pages", pages, "--cmdline", "-- uname -m",
+            "--initrd",
+            initrd.to_str().unwrap(),
+            "--pages",
+            pages,
+            "--cmdline",
+            "-- uname -m",
         ])
         .end()
         .expect(0);
@@ -70,9 +84,18 @@ fn every_vcpu_comes_up_without_a_warning() {
         )
         .end()
         .expect(0);
-        assert!(end.console.contains(&format!("cpus: {cpus} sockets: 1")), "{}", end.console);
+        assert!(
+            end.console.contains(&format!("cpus: {cpus} sockets: 1")),
+            "{}",
+            end.console
+        );
         let (_, rest) = end.console.split_once("warnings").unwrap();
-        assert_eq!(rest.split("end").next().unwrap().trim(), "", "{}", end.console);
+        assert_eq!(
+            rest.split("end").next().unwrap().trim(),
+            "",
+            "{}",
+            end.console
+        );
     }
 }
 

@@ -17,11 +17,18 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam");
 /// A file that `make guest` built: the kernel, an image, an initrd.
 pub fn guest_file(name: &str) -> PathBuf {
     let dir = env::var_os("COFFERDAM_TEST_GUEST").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-gnu/share/cofferdam"),
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("target/x86_64-unknown-linux-gnu/share/cofferdam")
+        },
         PathBuf::from,
     );
     let path = dir.join(name);
-    assert!(path.exists(), "{} is not there; run `make guest`", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there; run `make guest`",
+        path.display()
+    );
     path
 }
 
@@ -62,7 +69,13 @@ impl End {
     /// Fails the test unless the monitor ended with `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "log:\n{}\nconsole:\n{}", self.log, self.console);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "log:\n{}\nconsole:\n{}",
+            self.log,
+            self.console
+        );
         self
     }
 }
@@ -92,17 +105,26 @@ impl Stream {
                 }
             }
         });
-        Self { pieces, text: Vec::new() }
+        Self {
+            pieces,
+            text: Vec::new(),
+        }
     }
 
     /// Waits until `text` has appeared after the first `from` bytes; where it ends.
     fn wait_for(&mut self, text: &str, from: usize, until: Instant) -> Result<usize, &'static str> {
         loop {
             let said = self.text.get(from..).unwrap_or_default();
-            if let Some(at) = said.windows(text.len()).position(|part| part == text.as_bytes()) {
+            if let Some(at) = said
+                .windows(text.len())
+                .position(|part| part == text.as_bytes())
+            {
                 return Ok(from + at + text.len());
             }
-            match self.pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match self
+                .pieces
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
                 Ok(piece) => self.text.extend(piece),
                 Err(RecvTimeoutError::Timeout) => return Err("in time"),
                 Err(RecvTimeoutError::Disconnected) => return Err("before the end"),
@@ -141,7 +163,12 @@ impl Vm {
             .unwrap();
         let console = Stream::new(child.stdout.take().unwrap());
         let log = Stream::new(child.stderr.take().unwrap());
-        Self { stdin: child.stdin.take(), child, console, log }
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            console,
+            log,
+        }
     }
 
     /// Starts the default guest with `args` and runs `command` in it, a script for its shell.
@@ -175,13 +202,20 @@ impl Vm {
     #[track_caller]
     pub fn wait_for_log(&mut self, text: &str) {
         if let Err(why) = self.log.wait_for(text, 0, Instant::now() + PATIENCE) {
-            panic!("{text:?} did not appear {why}:\n{}", String::from_utf8_lossy(&self.log.text));
+            panic!(
+                "{text:?} did not appear {why}:\n{}",
+                String::from_utf8_lossy(&self.log.text)
+            );
         }
     }
 
     /// Types `text` on the console.
     pub fn type_text(&mut self, text: &str) {
-        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+        self.stdin
+            .as_mut()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
     }
 
     /// Sends a signal to the monitor.
@@ -206,10 +240,18 @@ impl Vm {
             }
             thread::sleep(Duration::from_millis(20));
         };
-        let take = |stream: &mut Stream| std::mem::replace(stream, Stream::new(std::io::empty())).all();
+        let take =
+            |stream: &mut Stream| std::mem::replace(stream, Stream::new(std::io::empty())).all();
         let (console, log) = (take(&mut self.console), take(&mut self.log));
-        assert!(status.is_some(), "no end in time; log:\n{log}\nconsole:\n{console}");
-        End { code: status.and_then(|status| status.code()), console, log }
+        assert!(
+            status.is_some(),
+            "no end in time; log:\n{log}\nconsole:\n{console}"
+        );
+        End {
+            code: status.and_then(|status| status.code()),
+            console,
+            log,
+        }
     }
 }
 

@@ -27,7 +27,9 @@ fn a_reboot_has_its_code() {
 #[test]
 fn a_panic_has_its_code() {
     let dir = TempDir::new("panic");
-    let end = Vm::script(&dir, "", "echo c >/proc/sysrq-trigger; sleep 60").end().expect(81);
+    let end = Vm::script(&dir, "", "echo c >/proc/sysrq-trigger; sleep 60")
+        .end()
+        .expect(81);
     assert!(end.console.contains("Kernel panic"), "{}", end.console);
 }
 
