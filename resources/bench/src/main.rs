@@ -80,20 +80,13 @@ struct Options {
         default_value = "target/x86_64-unknown-linux-gnu/release/cofferdam"
     )]
     monitor: PathBuf,
-    /// The guests' kernel, an ELF vmlinux.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "target/x86_64-unknown-linux-gnu/share/cofferdam/vmlinux"
-    )]
-    kernel: PathBuf,
-    /// The guests' initramfs, whose init says "init" and idles, or powers off if told so.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "target/x86_64-unknown-linux-gnu/share/cofferdam/bench.cpio"
-    )]
-    initrd: PathBuf,
+    /// The guests' kernel, an ELF vmlinux [resources/bench/run: the default guest's].
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    kernel: Option<PathBuf>,
+    /// The guests' initramfs, whose init says "init" and idles, or powers off if told so
+    /// [resources/bench/run: resources/rootfs's].
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    initrd: Option<PathBuf>,
     /// What starts the lab.
     #[arg(long, value_name = "FILE", default_value = "tests/lab/run")]
     lab: PathBuf,
@@ -164,15 +157,18 @@ fn bench(options: &Options) -> Result<bool> {
 }
 
 fn measure(options: &Options) -> Result<Report> {
+    // Where they are required is said above.
+    let kernel = options.kernel.clone().unwrap_or_default();
+    let initrd = options.initrd.clone().unwrap_or_default();
     // The host's first: the lab leaves the machine warm.
-    let host = host::measure(&options.monitor, &options.kernel, &options.initrd);
+    let host = host::measure(&options.monitor, &kernel, &initrd);
     let host = host.inspect_err(|error| complain(error)).ok();
     eprintln!("bench: booting in the lab, on counted time; this takes a minute or two");
     let lab = lab::measure(&lab::Setup {
         lab: options.lab.clone(),
         monitor: options.monitor.clone(),
-        kernel: options.kernel.clone(),
-        initrd: options.initrd.clone(),
+        kernel,
+        initrd,
         output: options.json.parent().unwrap_or(Path::new(".")).join("lab"),
         runs: options.runs,
         traces: options.traces,

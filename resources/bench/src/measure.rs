@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -72,10 +73,21 @@ pub fn measure(places: &Places, runs: u32, traces: Option<&Path>) -> Result<Lab,
         .collect::<Result<_, _>>()?;
     Ok(Lab {
         kernel,
+        peer: version(&places.qemu)?,
         runs,
         guest_memory_mib: GUEST_MEMORY_MIB,
         rows,
     })
+}
+
+/// The first line of a program's `--version`.
+fn version(program: &Path) -> Result<String, MeasureError> {
+    let output = Command::new(program)
+        .arg("--version")
+        .output()
+        .map_err(|error| MeasureError::File(program.display().to_string(), error))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Makes this process run as soon as it can, so that a byte's time is that of its coming and not

@@ -25,6 +25,8 @@ pub struct Report {
 pub struct Lab {
     /// Version of the lab's kernel.
     pub kernel: String,
+    /// Version of the peer.
+    pub peer: String,
     /// Timed runs of each kind, after one that does not count.
     pub runs: u32,
     /// MiB of memory that each guest has; each has one vCPU.
@@ -221,6 +223,7 @@ pub mod tests {
     pub fn report(rows: Vec<Row>) -> Report {
         let lab = Lab {
             kernel: "6.12".into(),
+            peer: "QEMU".into(),
             runs: 3,
             guest_memory_mib: 128,
             rows,

@@ -26,8 +26,8 @@ pub fn render(report: &Report) -> String {
     let _ = writeln!(
         text,
         "\nVirtual time counts instructions, 1 ns each: it compares, and is no hardware's time. \
-         Median of {} runs.",
-        report.lab.runs
+         Median of {} runs. {}.",
+        report.lab.runs, report.lab.peer
     );
     for row in &report.lab.rows {
         let reasons = |counts: &std::collections::BTreeMap<String, u64>| {
