@@ -33,7 +33,7 @@ pub fn complete(config: &mut VmConfig) -> Result<(), NoGuest> {
         return Err(NoGuest { places });
     };
     config.boot.kernel = Some(place.join(KERNEL));
-    if config.rootfs.is_none() && config.boot.initrd.is_none() && config.disks.is_empty() {
+    if config.rootfs.is_none() && config.boot.initrd.is_none() {
         let path = place.join(ROOTFS);
         // Read-only, so that any number of VMs may run from it.
         config.rootfs = Some(DiskConfig {
