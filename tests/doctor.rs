@@ -112,3 +112,20 @@ fn text_in_a_pipe_is_plain_lines() {
     assert!(!text.contains('\x1b'), "{text}");
     assert_eq!(text.lines().count(), checks + 1, "{text}");
 }
+
+/// If this fails, a script that asks before it starts a VM is told nothing, or too much.
+#[test]
+fn quiet_is_silent_or_one_line() {
+    let output = doctor(&["--quiet", "--kvm", "/nonexistent/kvm"]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        text.starts_with("KVM: /nonexistent/kvm is not there"),
+        "{text}"
+    );
+    let output = doctor(&["--quiet"]);
+    assert!(output.stderr.is_empty());
+    assert_eq!(output.stdout.is_empty(), output.status.success());
+    assert_eq!(doctor(&["--quiet", "--json"]).status.code(), Some(2));
+}

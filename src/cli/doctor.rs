@@ -14,12 +14,16 @@ use crate::vm::EXIT_HOST;
 /// faster or safer. Changes nothing. Exits with 0 where Linux guests can run, else with 3.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cofferdam doctor\n  cofferdam doctor --json | jq .can_run_linux"
+    after_help = "Examples:\n  cofferdam doctor\n  cofferdam doctor --json | jq .can_run_linux\n  \
+                  cofferdam doctor --quiet && cofferdam boot"
 )]
 pub struct Args {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Print nothing where Linux guests can run, else one line that says why not
+    #[arg(long, conflicts_with = "json")]
+    quiet: bool,
     /// The KVM device to try
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     kvm: PathBuf,
@@ -30,7 +34,7 @@ pub struct Args {
 pub fn run(args: &Args) -> ExitCode {
     let report = doctor::examine(&args.kvm);
     // A reader that closed the pipe has seen enough; the exit code says the rest.
-    let _ = print(&report, args.json);
+    let _ = print(&report, args);
     if report.can_run_linux {
         ExitCode::SUCCESS
     } else {
@@ -38,9 +42,11 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn print(report: &Report, json: bool) -> io::Result<()> {
+fn print(report: &Report, args: &Args) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    if json {
+    if args.quiet {
+        report.write_obstacle(&mut out)
+    } else if args.json {
         serde_json::to_writer_pretty(&mut out, report)?;
         writeln!(out)
     } else {

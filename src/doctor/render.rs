@@ -21,6 +21,19 @@ impl Report {
         let outcome = if self.can_run_linux { "can" } else { "cannot" };
         writeln!(out, "This host {outcome} run Linux guests.")
     }
+
+    /// Writes one line for the first thing without which no guest runs, or nothing if all is there.
+    ///
+    /// # Errors
+    /// What `out` returns.
+    pub fn write_obstacle(&self, out: &mut impl Write) -> io::Result<()> {
+        let is_obstacle = |check: &&Check| check.required && check.state == State::Missing;
+        let Some(check) = self.checks.iter().find(is_obstacle) else {
+            return Ok(());
+        };
+        write!(out, "{}: {}", check.what, check.detail)?;
+        write_mend(check, out)
+    }
 }
 
 fn write_check(check: &Check, out: &mut impl Write, colour: bool) -> io::Result<()> {
@@ -32,6 +45,11 @@ fn write_check(check: &Check, out: &mut impl Write, colour: bool) -> io::Result<
     };
     let (on, off) = if colour { (tint, PLAIN) } else { ("", "") };
     write!(out, "{:<24}{on}{word:<9}{off}{}", check.what, check.detail)?;
+    write_mend(check, out)
+}
+
+/// What helps, if anything does, and the end of the line.
+fn write_mend(check: &Check, out: &mut impl Write) -> io::Result<()> {
     match &check.mend {
         Some(mend) => writeln!(out, "; mend: {mend}"),
         None => writeln!(out),
