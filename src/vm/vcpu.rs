@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::lifecycle::{StopReason, Stopper};
+use crate::telemetry;
 
 /// What a vCPU reaches beyond its memory. Shared by all of a VM's, read-only while they run.
 #[derive(Debug)]
@@ -75,6 +76,10 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", self.id))
             .spawn(move || {
+                if self.id == 0 {
+                    let time = telemetry::start().elapsed().as_micros();
+                    log::info!("first KVM_RUN {time} us after the monitor's start");
+                }
                 let reason = loop {
                     if let Step::Stop(reason) = self.step(&buses) {
                         break reason;
