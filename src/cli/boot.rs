@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use super::{fail, guest};
 use crate::config::{
-    ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MemorySize,
-    NetConfig, Pages, Protocol, Rng, VmConfig, parse_options,
+    ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MAX_CPUS,
+    MemorySize, NetConfig, Pages, Protocol, Rng, VmConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -29,75 +29,90 @@ Examples:
 On a terminal, Ctrl-a x leaves the VM and Ctrl-a h lists the other keys.
 'cofferdam help' lists the exit codes.";
 
+/// Boot a Linux guest and stay with it until it ends
+///
 /// Options of `cofferdam boot`. Each has its place in the configuration file, too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Kernel to boot: an ELF vmlinux or a bzImage [default: the default guest's].
-    #[arg(long, value_name = "FILE")]
+    /// Kernel: an ELF vmlinux or a bzImage [default: the default guest's]
+    #[arg(long, value_name = "FILE", help_heading = GUEST)]
     kernel: Option<PathBuf>,
-    /// Initial RAM disk.
-    #[arg(long, value_name = "FILE")]
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = GUEST)]
     initrd: Option<PathBuf>,
-    /// Kernel command line, after what we put there ourselves; what follows ' -- ' goes to init
-    /// [default: quiet].
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    /// Kernel command line, put after our own part; what follows ' -- ' goes to init
+    /// [default: quiet]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = GUEST)]
     cmdline: Option<String>,
-    /// Disk that the kernel mounts as its root: PATH[,ro][,id=NAME][,cache=writeback|unsafe].
-    #[arg(long, value_name = "PATH[,ro]", value_parser = root_disk)]
-    rootfs: Option<DiskConfig>,
-    /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe].
-    #[arg(long = "disk", value_name = "path=FILE,…", value_parser = disk)]
-    disks: Vec<DiskConfig>,
-    /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES].
-    #[arg(long = "net", value_name = "tap=NAME,…", value_parser = net)]
-    nets: Vec<NetConfig>,
-    /// vCPUs, 1 to 32 [default: 1].
-    #[arg(long, value_name = "N")]
+    /// vCPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N", value_parser = cpu_count(), help_heading = GUEST)]
     cpus: Option<u8>,
-    /// CPU template that masks CPUID and MSR bits (JSON).
-    #[arg(long, value_name = "FILE")]
-    cpu_template: Option<PathBuf>,
-    /// Guest memory: 512 (MiB), 512M, 2G [default: 256M].
-    #[arg(long, value_name = "SIZE")]
+    /// Memory: 512 (MiB), 512M, 2G [default: 256M]
+    #[arg(long, value_name = "SIZE", help_heading = GUEST)]
     memory: Option<MemorySize>,
-    /// Back guest memory with the host's explicit huge pages.
-    #[arg(long, value_name = "SIZE")]
-    hugepages: Option<HugePages>,
-    /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio].
-    #[arg(long, value_name = "WHERE")]
+
+    /// Disk that becomes the root file system: PATH[,ro][,id=NAME][,cache=writeback|unsafe]
+    #[arg(long, value_name = "PATH[,…]", value_parser = root_disk, help_heading = DEVICES)]
+    rootfs: Option<DiskConfig>,
+    /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe]
+    #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = disk, help_heading = DEVICES)]
+    disks: Vec<DiskConfig>,
+    /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES]
+    #[arg(long = "net", value_name = "tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
+    nets: Vec<NetConfig>,
+    /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio]
+    #[arg(long, value_name = "WHERE", help_heading = DEVICES)]
     console: Option<ConsoleConfig>,
-    /// How the kernel is entered [default: linux].
-    #[arg(long, value_name = "PROTOCOL")]
-    protocol: Option<Protocol>,
-    /// How kernel and initrd come into guest memory: read into huge pages, or mapped and shared
-    /// with the page cache [default: copy].
-    #[arg(long, value_name = "HOW")]
-    pages: Option<Pages>,
-    /// How the guest learns of its hardware; cmdline is for kernels without ACPI [default: acpi].
-    #[arg(long, value_name = "HOW")]
-    hardware: Option<Hardware>,
-    /// Add the old interval timer, for kernels that cannot do without.
-    #[arg(long)]
-    pit: bool,
-    /// Leave out the entropy device.
-    #[arg(long)]
+    /// Leave out the entropy device
+    #[arg(long, help_heading = DEVICES)]
     no_rng: bool,
-    /// Time that the guest has to power off after the first SIGTERM or SIGINT [default: 10].
-    #[arg(long, value_name = "SECONDS")]
-    grace: Option<u32>,
-    /// What the log holds [default: warn].
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<LogLevel>,
-    /// File for the log [default: standard error].
-    #[arg(long, value_name = "FILE")]
-    log_file: Option<PathBuf>,
-    /// Configuration file (JSON); options given beside it win.
-    #[arg(long, value_name = "FILE")]
+
+    /// Configuration file (JSON); options given beside it win, disks and networks are added
+    #[arg(long, value_name = "FILE", help_heading = MONITOR)]
     config: Option<PathBuf>,
-    /// Print the configuration that all of this makes, and do nothing else.
-    #[arg(long)]
+    /// Print the configuration that all of this makes, and do nothing else
+    #[arg(long, help_heading = MONITOR)]
     print_config: bool,
+    /// Seconds that the guest has to power off after SIGTERM or SIGINT [default: 10]
+    #[arg(long, value_name = "SECONDS", help_heading = MONITOR)]
+    grace: Option<u32>,
+    /// What is logged: off, error, warn, info, debug or trace [default: warn]
+    #[arg(long, value_name = "LEVEL", hide_possible_values = true, help_heading = MONITOR)]
+    log_level: Option<LogLevel>,
+    /// Where the log is appended [default: standard error]
+    #[arg(long, value_name = "FILE", help_heading = MONITOR)]
+    log_file: Option<PathBuf>,
+
+    /// CPU template (JSON) that sets CPUID and MSR bits
+    #[arg(long, value_name = "FILE", help_heading = TUNING)]
+    cpu_template: Option<PathBuf>,
+    /// Back guest memory with huge pages that the host has set aside: 2M
+    #[arg(long, value_name = "SIZE", hide_possible_values = true, help_heading = TUNING)]
+    hugepages: Option<HugePages>,
+    /// How kernel and initrd get into memory: copy (fewest page faults), or map (VMs share the
+    /// pages that none of them writes) [default: copy]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = TUNING)]
+    pages: Option<Pages>,
+    /// How the kernel is entered: linux, or pvh (a vmlinux with a PVH note) [default: linux]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = TUNING)]
+    protocol: Option<Protocol>,
+    /// How the guest learns of its hardware: acpi, or cmdline (for kernels without ACPI)
+    /// [default: acpi]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = TUNING)]
+    hardware: Option<Hardware>,
+    /// Add the old interval timer, for kernels that cannot do without
+    #[arg(long, help_heading = TUNING)]
+    pit: bool,
+}
+
+const GUEST: &str = "Guest";
+const DEVICES: &str = "Devices";
+const MONITOR: &str = "Monitor";
+const TUNING: &str = "Tuning and old kernels";
+
+fn cpu_count() -> impl clap::builder::TypedValueParser<Value = u8> {
+    clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS))
 }
 
 fn root_disk(text: &str) -> Result<DiskConfig, String> {
@@ -162,7 +177,14 @@ pub fn run(args: Args) -> ExitCode {
     }
     let vm = match vm::build(&config) {
         Ok(vm) => vm,
-        Err(error) => return fail(&error, error.exit_code()),
+        Err(error) => {
+            let code = fail(&error, error.exit_code());
+            error
+                .help()
+                .into_iter()
+                .for_each(|help| eprintln!("{help}"));
+            return code;
+        }
     };
     match vm.run() {
         Ok(end) => {

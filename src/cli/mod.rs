@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::vm::EXIT_MONITOR;
+use crate::vm::{EXIT_MONITOR, EXIT_USAGE};
 
 /// A KVM microVM monitor: runs a Linux guest behind hardware walls, started in milliseconds.
 #[derive(Debug, Parser)]
@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Boot a kernel and a root file system.
+    /// Boot a Linux guest and stay with it until it ends.
     Boot(Box<boot::Args>),
     /// Say whether this host can run VMs, by trying.
     Doctor(doctor::Args),
@@ -30,8 +30,12 @@ enum Command {
         /// The shell that the script is for.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (for `man -l -`).
-    Man,
+    /// Print a manual page (for `man -l -`).
+    Man {
+        /// The command that the page is of; the program, if none is named.
+        #[arg(value_parser = ["boot", "doctor"])]
+        command: Option<String>,
+    },
 }
 
 const EXIT_CODES: &str = "\
@@ -50,7 +54,11 @@ Exit codes of 'cofferdam boot':
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match cli.command {
         Command::Boot(args) => boot::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
@@ -58,13 +66,49 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut command, "cofferdam", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Command::Man => {
-            match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
+        Command::Man { command } => {
+            let page = clap_mangen::Man::new(documented(command.as_deref()));
+            match page.render(&mut std::io::stdout()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error, EXIT_MONITOR),
             }
         }
     }
+}
+
+/// The program, or the subcommand of it that is named, as a manual page has it.
+fn documented(name: Option<&str>) -> clap::Command {
+    let mut program = Cli::command();
+    // Gives the subcommands their full names.
+    program.build();
+    match name.and_then(|name| program.find_subcommand(name)) {
+        Some(command) => command.clone(),
+        None => program,
+    }
+}
+
+/// Help that was asked for, or, in two lines, what is wrong with the command line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        error.exit();
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ").replace(" tip:", "; tip:");
+    eprintln!("cofferdam: {}", said.trim_start_matches("error: "));
+    eprintln!("Try '--help' for what there is.");
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Says on standard error what went wrong and why, in one line, and gives the exit code.

@@ -6,8 +6,10 @@ mod size;
 
 use std::path::{Path, PathBuf};
 
+use cofferdam_boot::{CommandLine, CommandLineError};
 use cofferdam_devices::virtio::net::{MacAddress, MacError};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use options::{OptionsError, parse_options};
 pub use size::{MemorySize, SizeError};
@@ -133,6 +135,7 @@ pub enum Hardware {
 #[serde(deny_unknown_fields, default)]
 pub struct CpuConfig {
     /// How many: 1 to 32.
+    #[serde(deserialize_with = "cpu_count")]
     pub count: u8,
     /// A CPU template (JSON) that masks CPUID and MSR bits.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,6 +143,12 @@ pub struct CpuConfig {
     /// Gives the guest the old programmable interval timer, for kernels that cannot do without.
     #[serde(skip_serializing_if = "is_default")]
     pub pit: bool,
+}
+
+/// A number of vCPUs; what does not fit a byte is refused like all that is out of range.
+fn cpu_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let count = u64::deserialize(deserializer)?;
+    u8::try_from(count).map_err(|_| D::Error::custom(ConfigError::Cpus(count)))
 }
 
 impl Default for CpuConfig {
@@ -285,8 +294,17 @@ pub struct NetConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// The MTU that the guest is told.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "mtu")]
     pub mtu: Option<u16>,
+}
+
+/// An MTU; what does not fit 16 bits is refused like all that is out of range.
+fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let Some(mtu) = Option::<u64>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let mtu = u16::try_from(mtu).map_err(|_| D::Error::custom(ConfigError::Mtu(mtu)))?;
+    Ok(Some(mtu))
 }
 
 /// The log.
@@ -340,9 +358,15 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
+    /// A path that is there and empty.
+    #[error("{0}: the path is empty")]
+    NoPath(&'static str),
+    /// The kernel command line has something that no kernel reads.
+    #[error("cmdline")]
+    CommandLine(#[from] CommandLineError),
     /// Too few or too many vCPUs.
     #[error("cpus: a VM has 1 to {MAX_CPUS} vCPUs, not {0}")]
-    Cpus(u8),
+    Cpus(u64),
     /// Too little memory.
     #[error("memory: {0} is too little; give at least {MIN_MEMORY}")]
     Memory(MemorySize),
@@ -365,7 +389,7 @@ pub enum ConfigError {
     Mac(#[from] MacError),
     /// An MTU that no network has.
     #[error("net: the MTU {0} is outside 68 to 65535")]
-    Mtu(u16),
+    Mtu(u64),
     /// More devices than interrupt lines.
     #[error("{0} virtio devices are more than the {MAX_DEVICES} that a VM has room for")]
     Devices(usize),
@@ -386,8 +410,9 @@ impl VmConfig {
 
     /// Checks all that can be said without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.boot.validate()?;
         if !(1..=MAX_CPUS).contains(&self.cpus.count) {
-            return Err(ConfigError::Cpus(self.cpus.count));
+            return Err(ConfigError::Cpus(self.cpus.count.into()));
         }
         if self.memory.size < MIN_MEMORY {
             return Err(ConfigError::Memory(self.memory.size));
@@ -396,6 +421,7 @@ impl VmConfig {
             return Err(ConfigError::HugePages(self.memory.size));
         }
         for disk in self.all_disks() {
+            not_empty("disk", Some(&disk.path))?;
             if let Some(id) = disk.id.as_ref().filter(|id| id.len() > 20) {
                 return Err(ConfigError::DiskId {
                     path: disk.path.clone(),
@@ -417,6 +443,25 @@ impl VmConfig {
     }
 }
 
+impl BootConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        not_empty("kernel", self.kernel.as_deref())?;
+        not_empty("initrd", self.initrd.as_deref())?;
+        if let Some(text) = &self.cmdline {
+            // How much of it there may be depends on the kernel.
+            CommandLine::new(text, usize::MAX)?;
+        }
+        Ok(())
+    }
+}
+
+fn not_empty(field: &'static str, path: Option<&Path>) -> Result<(), ConfigError> {
+    match path {
+        Some(path) if path.as_os_str().is_empty() => Err(ConfigError::NoPath(field)),
+        _ => Ok(()),
+    }
+}
+
 impl NetConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         if self.tap.is_some() == self.fd.is_some() {
@@ -424,7 +469,7 @@ impl NetConfig {
         }
         self.mac_address()?;
         match self.mtu {
-            Some(mtu) if mtu < 68 => Err(ConfigError::Mtu(mtu)),
+            Some(mtu) if mtu < 68 => Err(ConfigError::Mtu(mtu.into())),
             _ => Ok(()),
         }
     }

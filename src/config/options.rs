@@ -13,6 +13,16 @@ pub enum OptionsError {
     /// The same key twice.
     #[error("{0} is given twice")]
     Twice(String),
+    /// A value that is not what the key takes.
+    #[error("{key}={value}: expected {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it takes.
+        expected: &'static str,
+    },
     /// An unknown key, or a value that does not fit it.
     #[error(transparent)]
     Field(#[from] serde_json::Error),
@@ -27,7 +37,7 @@ pub fn parse_options<T: DeserializeOwned>(
     let mut fields = Map::new();
     for (at, item) in text.split(',').enumerate() {
         let (key, value) = match (item.split_once('='), first) {
-            (Some((key, value)), _) => (key, value_of(key, value)),
+            (Some((key, value)), _) => (key, value_of(key, value)?),
             (None, Some(first)) if at == 0 => (first, Value::String(item.to_owned())),
             (None, _) => (item, Value::Bool(true)),
         };
@@ -42,14 +52,22 @@ pub fn parse_options<T: DeserializeOwned>(
 }
 
 /// Numbers are numbers only where the field is one: a file may be called `7`.
-fn value_of(key: &str, value: &str) -> Value {
+fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
+    let bad = |expected| OptionsError::Value {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        expected,
+    };
     match (key, value) {
-        ("fd" | "mtu", _) => value
-            .parse::<i64>()
-            .map_or_else(|_| value.into(), Value::from),
-        ("ro", "on" | "true") => true.into(),
-        ("ro", "off" | "false") => false.into(),
-        _ => value.into(),
+        ("fd" | "mtu", _) => match value.parse::<u32>() {
+            Ok(number) => Ok(number.into()),
+            Err(_) => Err(bad("a number")),
+        },
+        ("ro", "on" | "true") => Ok(true.into()),
+        ("ro", "off" | "false") => Ok(false.into()),
+        ("ro", _) => Err(bad("on or off")),
+        (_, "") => Err(bad("something behind the =")),
+        _ => Ok(value.into()),
     }
 }
 
@@ -90,6 +108,8 @@ mod tests {
         assert!(error("path=a,path=b").contains("twice"));
         assert!(error("path=a,,ro").contains("empty"));
         assert!(error("ro").contains("path"));
+        assert!(error("path=").contains("expected something"));
+        assert!(error("path=a,ro=maybe").contains("on or off"));
         assert!(error("path=a,cache=none").contains("writeback"));
     }
 }

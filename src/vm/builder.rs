@@ -117,6 +117,29 @@ impl BuildError {
             Self::Boot(_) | Self::Acpi(_) | Self::MpTable(_) | Self::Events(_) => EXIT_MONITOR,
         }
     }
+
+    /// What the user can do about it, where the message does not say.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Open { .. } => Some("Check the path, and that you may read the file."),
+            Self::Kernel { source, .. } => Some(match source {
+                KernelError::TooLarge { .. } => "Give the guest more with --memory.",
+                KernelError::NoPvh { .. } => "Leave out --protocol pvh.",
+                _ => "Name an x86-64 vmlinux or bzImage with --kernel.",
+            }),
+            Self::Initrd { source, .. } => Some(match source {
+                InitrdError::TooLarge { .. } => "Give the guest more with --memory.",
+                InitrdError::Image(_) => "Name another file with --initrd, or leave it out.",
+            }),
+            Self::CommandLine(_) => Some("Shorten --cmdline."),
+            Self::Template(TemplateError::Leaf { .. })
+            | Self::Kvm(KvmError::Template(TemplateError::Leaf { .. })) => {
+                Some("Take the leaf out of the file that --cpu-template names.")
+            }
+            Self::Device(error) => error.help(),
+            _ => None,
+        }
+    }
 }
 
 /// Builds the VM that `config`, which has been validated, asks for. If it fails, nothing is left

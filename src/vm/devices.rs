@@ -69,6 +69,10 @@ impl DeviceError {
     pub fn is_usage(&self) -> bool {
         use DiskError::{Empty, Kind, Missing};
         match self {
+            Self::Console(ConsoleError::File { .. }) => true,
+            Self::Console(ConsoleError::Socket { source, .. }) => {
+                source.kind() != io::ErrorKind::AddrInUse
+            }
             Self::Disk(error) => matches!(error, Missing { .. } | Kind { .. } | Empty { .. }),
             Self::Tap(error) => matches!(
                 error,
@@ -76,6 +80,22 @@ impl DeviceError {
             ),
             Self::Config(_) | Self::Descriptor(_) => true,
             _ => false,
+        }
+    }
+
+    /// What the user can do about it, where the message does not say.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Disk(DiskError::Missing { .. } | DiskError::Empty { .. }) => {
+                Some("'truncate -s 1G FILE' makes an empty disk.")
+            }
+            Self::Disk(DiskError::InUse { .. }) => {
+                Some("End it first; only with ro on all sides can a disk be shared.")
+            }
+            Self::Console(ConsoleError::File { .. }) => {
+                Some("Name a file in a directory that you may write to.")
+            }
+            _ => None,
         }
     }
 }
