@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{fail, guest};
+use super::{fail, guest, print};
 use crate::config::{
     ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MAX_CPUS,
     MemorySize, NetConfig, Pages, Protocol, Rng, VmConfig, parse_options,
@@ -161,12 +161,12 @@ impl Args {
 
 /// Runs the VM to its end. The exit code says how it came.
 pub fn run(args: Args) -> ExitCode {
-    let print = args.print_config;
+    let prints = args.print_config;
     let mut config = match args.into_config() {
         Ok(config) => config,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    if print {
+    if prints {
         return print_config(&config);
     }
     if let Err(error) = guest::complete(&mut config) {
@@ -197,10 +197,7 @@ pub fn run(args: Args) -> ExitCode {
 
 fn print_config(config: &VmConfig) -> ExitCode {
     match serde_json::to_string_pretty(config) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(text) => print((text + "\n").as_bytes()),
         Err(error) => fail(&error, EXIT_MONITOR),
     }
 }

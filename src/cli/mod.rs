@@ -5,6 +5,7 @@ mod doctor;
 mod guest;
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -62,14 +63,14 @@ pub fn main() -> ExitCode {
         Command::Boot(args) => boot::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "cofferdam", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let (mut command, mut script) = (Cli::command(), Vec::new());
+            clap_complete::generate(shell, &mut command, "cofferdam", &mut script);
+            print(&script)
         }
         Command::Man { command } => {
-            let page = clap_mangen::Man::new(documented(command.as_deref()));
-            match page.render(&mut std::io::stdout()) {
-                Ok(()) => ExitCode::SUCCESS,
+            let mut page = Vec::new();
+            match clap_mangen::Man::new(documented(command.as_deref())).render(&mut page) {
+                Ok(()) => print(&page),
                 Err(error) => fail(&error, EXIT_MONITOR),
             }
         }
@@ -84,6 +85,14 @@ fn documented(name: Option<&str>) -> clap::Command {
     match name.and_then(|name| program.find_subcommand(name)) {
         Some(command) => command.clone(),
         None => program,
+    }
+}
+
+/// Prints what was asked for. A reader that closed the pipe has seen enough.
+fn print(text: &[u8]) -> ExitCode {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(&error, EXIT_MONITOR),
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -76,15 +76,19 @@ impl Serialize for MemorySize {
 impl<'de> Deserialize<'de> for MemorySize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(
+            untagged,
+            expecting = "expected a size such as 512 (MiB), \"512M\" or \"2G\""
+        )]
         enum Form {
-            Mib(u32),
+            Mib(u64),
             Text(String),
         }
-        match Form::deserialize(deserializer)? {
-            Form::Mib(mib) => Ok(Self::from_mib(mib)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
+        let text = match Form::deserialize(deserializer)? {
+            Form::Mib(mib) => mib.to_string(),
+            Form::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

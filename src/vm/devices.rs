@@ -229,7 +229,11 @@ impl<'a> Devices<'a> {
                 Err(TapError::Missing(_)) => Tap::create(name, config.mtu)?,
                 tap => tap?,
             },
-            (None, Some(fd)) => Tap::from_fd(inherited(fd)?)?,
+            (None, Some(fd)) => Tap::from_fd(inherited(fd)?).map_err(|error| match error {
+                // The user knows the descriptor that was copied, not the copy.
+                TapError::Inherited(_) => TapError::Inherited(fd),
+                error => error,
+            })?,
             (None, None) => return Err(ConfigError::Tap.into()),
         };
         let mac = match config.mac_address()? {

@@ -1,0 +1,165 @@
+//! What the program prints about itself, and configurations.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Dir, finish, program, run, skip, start};
+
+/// If it fails, help is where a pager does not see it, or has no example to begin with.
+#[test]
+fn help_is_on_standard_output_and_has_examples() {
+    for args in [
+        &["boot", "--help"][..],
+        &["doctor", "--help"],
+        &["help", "boot"],
+    ] {
+        let run = run(args).expect(0);
+        assert!(run.stdout.contains("Examples:\n"), "{args:?}: {run:?}");
+        assert_eq!(run.stderr, "");
+    }
+    let run = run(&["--help"]).expect(0);
+    for part in ["boot", "doctor", "completions", "man", "Exit codes", "80"] {
+        assert!(run.stdout.contains(part), "no {part}: {run:?}");
+    }
+}
+
+/// If it fails, nobody can say which version a bug is in.
+#[test]
+fn the_version_is_that_of_the_package() {
+    let run = run(&["--version"]).expect(0);
+    let wanted = format!("cofferdam {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((run.stdout, run.stderr.as_str()), (wanted, ""));
+}
+
+/// If it fails, a shell stumbles over its completion script.
+#[test]
+fn completion_scripts_are_for_their_shells() {
+    for (shell, part) in [
+        ("bash", "complete -F _cofferdam"),
+        ("zsh", "#compdef cofferdam"),
+        ("fish", "complete -c cofferdam"),
+    ] {
+        let run = run(&["completions", shell]).expect(0);
+        assert!(run.stdout.contains(part), "{shell}");
+        assert!(run.stdout.contains("print-config"), "{shell}");
+        parses(shell, &run.stdout);
+    }
+}
+
+/// Gives `script` to a shell to read and not to run, if it is there.
+fn parses(shell: &str, script: &str) {
+    let child = Command::new(shell).arg("-n").stdin(Stdio::piped()).spawn();
+    let Ok(mut child) = child else {
+        return skip(&format!("no {shell}"));
+    };
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(script.as_bytes())
+        .unwrap();
+    assert!(
+        child.wait().unwrap().success(),
+        "{shell} cannot read its script"
+    );
+}
+
+/// If it fails, `man` shows nothing, or not the options.
+#[test]
+fn the_manual_pages_are_pages() {
+    for (args, title, part) in [
+        (&["man"][..], ".TH cofferdam 1", "cofferdam\\-boot(1)"),
+        (&["man", "boot"], ".TH cofferdam-boot 1", "\\-\\-kernel"),
+        (&["man", "doctor"], ".TH cofferdam-doctor 1", "\\-\\-quiet"),
+    ] {
+        let page = run(args).expect(0).stdout;
+        assert!(
+            page.contains(title) && page.contains(part),
+            "{args:?}: {page}"
+        );
+        let man = Command::new("man")
+            .args(["-l", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(mut man) = man else {
+            skip("no man");
+            continue;
+        };
+        man.stdin
+            .take()
+            .unwrap()
+            .write_all(page.as_bytes())
+            .unwrap();
+        let output = man.wait_with_output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+}
+
+/// If it fails, a pipeline that looks at the beginning only is told of a panic.
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    for args in [
+        &["man"][..],
+        &["completions", "bash"],
+        &["boot", "--print-config"],
+    ] {
+        let mut child = start(program().args(args));
+        child.close_stdout();
+        let said = finish(child).stderr;
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+fn print_config(args: &[&str]) -> Value {
+    let args = [&["boot", "--print-config"], args].concat();
+    serde_json::from_str(&run(&args).expect(0).stdout).unwrap()
+}
+
+const ALL: &str = "--kernel k --initrd i --cmdline quiet --rootfs r,ro,id=root \
+    --disk path=a,cache=unsafe --disk path=b,id=x --net tap=t,mac=02:00:00:00:00:01,mtu=1400 \
+    --net fd=7 --cpus 4 --memory 1G --hugepages 2M --cpu-template c --console file=o \
+    --protocol pvh --pages map --hardware cmdline --pit --no-rng --grace 3 --log-level debug \
+    --log-file l";
+
+/// If it fails, the file that `--print-config` gives is not the configuration it was made from.
+#[test]
+fn a_printed_configuration_gives_itself() {
+    let dir = Dir::new();
+    let args: Vec<&str> = ALL.split_whitespace().collect();
+    let first = print_config(&args);
+    assert_eq!(first["nets"][0]["mtu"], 1400);
+    assert_eq!(first["cpus"]["pit"], true);
+    let file = dir.write("vm.json", first.to_string().as_bytes());
+    assert_eq!(print_config(&["--config", &file]), first);
+}
+
+/// If it fails, an option does not change what the file says, or changes more than that.
+#[test]
+fn options_win_over_the_file_and_lists_grow() {
+    let dir = Dir::new();
+    let text = json!({
+        "boot": {"kernel": "file", "cmdline": "file"},
+        "cpus": {"count": 2, "pit": true},
+        "memory": {"size": 64},
+        "console": "pty",
+        "disks": [{"path": "a"}],
+        "nets": [{"tap": "t0"}],
+        "log": {"level": "info"},
+    });
+    let file = dir.write("vm.json", text.to_string().as_bytes());
+    let args = "--kernel option --cpus 3 --disk path=b --net tap=t1 --console off";
+    let mut all = vec!["--config", &file];
+    all.extend(args.split_whitespace());
+    let config = print_config(&all);
+    assert_eq!(config["boot"]["kernel"], "option");
+    assert_eq!(config["boot"]["cmdline"], "file");
+    assert_eq!(config["cpus"], json!({"count": 3, "pit": true}));
+    assert_eq!(config["memory"], json!({"size": "64M"}));
+    assert_eq!(config["console"], "off");
+    assert_eq!(config["disks"], json!([{"path": "a"}, {"path": "b"}]));
+    assert_eq!(config["nets"], json!([{"tap": "t0"}, {"tap": "t1"}]));
+    assert_eq!(config["log"], json!({"level": "info"}));
+}
