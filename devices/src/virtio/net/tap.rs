@@ -132,7 +132,7 @@ pub struct Tap {
     name: String,
     /// The TUN_F_* that the kernel knows.
     offloads: u32,
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     is_fake: bool,
 }
 
@@ -217,7 +217,7 @@ impl Tap {
             file,
             name,
             offloads: 0,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             is_fake: false,
         };
         tap.offloads = tap.probe_offloads();
@@ -271,7 +271,7 @@ impl Tap {
     }
 
     fn ioctl_offload(&self, offloads: u32) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if self.is_fake {
             return Ok(());
         }
@@ -280,8 +280,8 @@ impl Tap {
     }
 
     /// Something else that keeps frames apart and can play a tap, with all offloads.
-    #[cfg(test)]
-    pub(super) fn fake(fd: OwnedFd) -> Self {
+    #[cfg(any(test, fuzzing))]
+    pub fn fake(fd: OwnedFd) -> Self {
         Self {
             file: File::from(fd),
             name: "fake".to_owned(),

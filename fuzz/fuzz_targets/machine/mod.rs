@@ -1,0 +1,299 @@
+//! A machine with one virtio device, and a driver that does whatever the fuzzer says: to the
+//! registers, to the rings, and to all of guest memory. The device must come to rest and keep to
+//! guest memory, and a reset must bring it back.
+
+use std::sync::{Arc, Mutex};
+
+use arbitrary::Arbitrary;
+use cofferdam_devices::GuestMemory;
+use cofferdam_devices::bus::BusDevice;
+use cofferdam_devices::virtio::VirtioDevice;
+use cofferdam_devices::virtio::mmio::MmioTransport;
+use cofferdam_devices::virtio::subscriber::Subscriber;
+use event_manager::{EventManager, SubscriberOps};
+use virtio_bindings::virtio_mmio as reg;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Two regions that touch; nothing above.
+const REGION: usize = 512 << 10;
+const MEMORY: u64 = 2 * REGION as u64;
+/// Each queue's rings have so many bytes from the start of memory on; buffers are behind them.
+const RINGS: u64 = 0x10000;
+const BUFFERS: u64 = 4 * RINGS;
+const INDIRECT: u16 = 4;
+
+/// One thing that a driver, or the world behind the device, does.
+#[derive(Arbitrary, Debug)]
+pub enum Op {
+    /// Resets the device and sets it up as a good driver does; where the rings are is not as good.
+    Start { without: u64, overlap: bool },
+    /// Writes a register, whole.
+    Register { number: u8, value: u32 },
+    /// Any access to the page of registers.
+    Write { offset: u16, data: [u8; 8], len: u8 },
+    /// Any access to the page of registers.
+    Read { offset: u16, len: u8 },
+    /// Puts a chain in a ring and makes it available.
+    Chain {
+        queue: u8,
+        is_indirect: bool,
+        buffers: Vec<Buffer>,
+    },
+    /// Writes anywhere to memory: descriptors, rings, requests.
+    Poke { address: u32, data: Vec<u8> },
+    /// Writes an available index.
+    Available { queue: u8, index: u16 },
+    /// Kicks a queue.
+    Kick { queue: u8 },
+    /// Lets the device work.
+    Run,
+    /// Something arrives at the device from outside.
+    Arrive { data: Vec<u8> },
+}
+
+/// A descriptor of a chain, and what is in its buffer.
+#[derive(Arbitrary, Debug)]
+pub struct Buffer {
+    place: u32,
+    len: Length,
+    flags: u16,
+    contents: Vec<u8>,
+}
+
+/// Lengths that matter, so that they need not be found.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Length {
+    Small(u8),
+    Sectors(u8),
+    Page(u16),
+    Any(u32),
+}
+
+impl Length {
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Small(bytes) => bytes.into(),
+            Self::Sectors(count) => u32::from(count) << 9,
+            Self::Page(bytes) => bytes.into(),
+            Self::Any(bytes) => bytes,
+        }
+    }
+}
+
+/// Where a queue is, and how far its driver.
+#[derive(Clone, Copy, Default)]
+struct Ring {
+    base: u64,
+    size: u16,
+    available: u16,
+    free: u16,
+}
+
+struct Machine {
+    mem: GuestMemory,
+    transport: MmioTransport,
+    events: EventManager<Subscriber>,
+    rings: Vec<Ring>,
+    next_buffer: u64,
+}
+
+/// Does all of `ops` to a machine with `device`. `arrive` is what is behind the device.
+pub fn drive(device: impl VirtioDevice + 'static, ops: Vec<Op>, mut arrive: impl FnMut(&[u8])) {
+    let mut machine = Machine::new(device);
+    for op in ops {
+        match op {
+            Op::Arrive { data } => arrive(&data),
+            op => machine.apply(op),
+        }
+    }
+    machine.run();
+    machine.write(reg::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(machine.read(reg::VIRTIO_MMIO_STATUS), 0);
+    machine.run();
+}
+
+impl Machine {
+    fn new(device: impl VirtioDevice + 'static) -> Self {
+        let regions = [
+            (GuestAddress(0), REGION),
+            (GuestAddress(REGION as u64), REGION),
+        ];
+        let mem = GuestMemory::from_ranges(&regions).unwrap();
+        let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
+        let device = Arc::new(Mutex::new(device));
+        let transport = MmioTransport::new("fuzzed", device, mem.clone(), irqfd).unwrap();
+        let mut events = EventManager::new().unwrap();
+        events.add_subscriber(transport.subscriber());
+        Self {
+            mem,
+            transport,
+            events,
+            rings: Vec::new(),
+            next_buffer: BUFFERS,
+        }
+    }
+
+    fn read(&mut self, register: u32) -> u32 {
+        let mut data = [0xff; 4];
+        self.transport.read(register.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&mut self, register: u32, value: u32) {
+        self.transport.write(register.into(), &value.to_le_bytes());
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Start { without, overlap } => self.start(without, overlap),
+            Op::Register { number, value } => self.write(u32::from(number) << 2, value),
+            Op::Write { offset, data, len } => {
+                // The bus keeps offsets inside of the page, and the length is 1 to 8.
+                let len = 1 + usize::from(len % 8);
+                self.transport.write(inside(offset, len), &data[..len]);
+            }
+            Op::Read { offset, len } => {
+                let mut data = [0xff; 8];
+                let len = 1 + usize::from(len % 8);
+                self.transport.read(inside(offset, len), &mut data[..len]);
+            }
+            Op::Chain {
+                queue,
+                is_indirect,
+                buffers,
+            } => self.offer(queue, is_indirect, &buffers),
+            Op::Poke { address, data } => self.poke(u64::from(address) % MEMORY, &data),
+            Op::Available { queue, index } => {
+                if let Some(queue) = self.queue(queue) {
+                    self.rings[queue].available = index;
+                    let base = self.rings[queue].base;
+                    self.poke(base + 0x8002, &index.to_le_bytes());
+                }
+            }
+            Op::Kick { queue } => self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue.into()),
+            Op::Run => self.run(),
+            Op::Arrive { .. } => {}
+        }
+    }
+
+    /// One of the queues there are.
+    fn queue(&self, number: u8) -> Option<usize> {
+        usize::from(number).checked_rem(self.rings.len())
+    }
+
+    /// Writes what fits.
+    fn poke(&self, address: u64, data: &[u8]) {
+        let _ = self.mem.write(data, GuestAddress(address));
+    }
+
+    fn start(&mut self, without: u64, overlap: bool) {
+        self.write(reg::VIRTIO_MMIO_STATUS, 0);
+        self.write(reg::VIRTIO_MMIO_STATUS, 3);
+        for word in [0, 1] {
+            self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, word);
+            let offered = self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES);
+            let half = u32::try_from(without >> (32 * word) & 0xffff_ffff).unwrap();
+            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+            // VERSION_1 is bit 32.
+            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, offered & !(half & !word));
+        }
+        self.write(reg::VIRTIO_MMIO_STATUS, 0xb);
+        self.rings.clear();
+        for queue in 0..4 {
+            self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
+            let size = self.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX);
+            if size == 0 {
+                break;
+            }
+            let base = RINGS * u64::from(queue);
+            let start = u32::try_from(base).unwrap();
+            self.poke(base, &[0; 0x10000]);
+            self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size);
+            self.write(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, start);
+            self.write(reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, start + 0x8000);
+            let used = if overlap { 0x8000 } else { 0xc000 };
+            self.write(reg::VIRTIO_MMIO_QUEUE_USED_LOW, start + used);
+            self.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+            self.rings.push(Ring {
+                base,
+                size: size.try_into().unwrap(),
+                ..Ring::default()
+            });
+        }
+        self.write(reg::VIRTIO_MMIO_STATUS, 0xf);
+    }
+
+    /// Writes a chain of descriptors, in the ring's table or in one of its own, and offers it.
+    fn offer(&mut self, queue: u8, is_indirect: bool, buffers: &[Buffer]) {
+        let (Some(queue), false) = (self.queue(queue), buffers.is_empty()) else {
+            return;
+        };
+        let count = u16::try_from(buffers.len().min(300)).unwrap();
+        let ring = self.rings[queue];
+        let (table, first, size) = if is_indirect {
+            (self.room(16 * u64::from(count)), 0, count)
+        } else {
+            (ring.base, ring.free, ring.size)
+        };
+        for (number, buffer) in (0..count).zip(buffers) {
+            let len = buffer.len.bytes();
+            let address = match buffer.place {
+                // As a rule a buffer is where nothing else is.
+                place if place < 1 << 31 => self.room(u64::from(len)),
+                place => u64::from(place) << (place & 7),
+            };
+            self.poke(address, &buffer.contents);
+            let next = (first + number + 1) % size;
+            let is_last = number + 1 == count;
+            let flags = buffer.flags & 0xfffa | u16::from(!is_last) | buffer.flags & 2;
+            let index = u64::from((first + number) % size);
+            self.descriptor(table + 16 * index, address, len, flags, next);
+        }
+        if is_indirect {
+            let index = u64::from(ring.free % ring.size);
+            let len = 16 * u32::from(count);
+            self.descriptor(ring.base + 16 * index, table, len, INDIRECT, 0);
+        }
+        let slot = ring.base + 0x8004 + 2 * u64::from(ring.available % ring.size);
+        self.poke(slot, &ring.free.to_le_bytes());
+        let taken = if is_indirect { 1 } else { count };
+        let ring = &mut self.rings[queue];
+        ring.free = (ring.free + taken) % ring.size;
+        ring.available = ring.available.wrapping_add(1);
+        let (base, index) = (ring.base, ring.available);
+        self.poke(base + 0x8002, &index.to_le_bytes());
+    }
+
+    fn descriptor(&self, place: u64, address: u64, len: u32, flags: u16, next: u16) {
+        self.poke(place, &address.to_le_bytes());
+        self.poke(place + 8, &len.to_le_bytes());
+        self.poke(place + 12, &flags.to_le_bytes());
+        self.poke(place + 14, &next.to_le_bytes());
+    }
+
+    /// The address of `len` bytes, as long as there are that many.
+    fn room(&mut self, len: u64) -> u64 {
+        if self.next_buffer + len > MEMORY {
+            self.next_buffer = BUFFERS;
+        }
+        let address = self.next_buffer;
+        self.next_buffer += len.next_multiple_of(16).min(MEMORY - BUFFERS);
+        address
+    }
+
+    /// Lets the device work until it rests. The driver does nothing meanwhile, so it must.
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            if self.events.run_with_timeout(0).unwrap() == 0 {
+                return;
+            }
+        }
+        panic!("the device does not come to rest");
+    }
+}
+
+/// An offset such that `len` bytes stay in the page.
+fn inside(offset: u16, len: usize) -> u64 {
+    u64::from(offset % 0x1000).min(0x1000 - len as u64)
+}
