@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{CpuId, kvm_msr_entry};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// A CPU template.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -60,7 +61,17 @@ struct CpuidModifier {
 #[serde(deny_unknown_fields)]
 struct RegisterModifier {
     register: Register,
+    #[serde(deserialize_with = "register_bitmap")]
     bitmap: Bitmap,
+}
+
+/// A bitmap that forces no bit that a register does not have.
+fn register_bitmap<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bitmap, D::Error> {
+    let bitmap = Bitmap::deserialize(deserializer)?;
+    if bitmap.filter >> 32 != 0 {
+        return Err(D::Error::custom("the bitmap has more bits than a register"));
+    }
+    Ok(bitmap)
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -246,5 +257,8 @@ mod tests {
         for text in ["", "0b", "01", "0b2", "0x1", &wide] {
             assert!(Bitmap::try_from(text.to_owned()).is_err(), "{text}");
         }
+        let wide = TEMPLATE.replace("0000_xxxx_1", &format!("1{}", "x".repeat(32)));
+        let error = serde_json::from_str::<CpuTemplate>(&wide).unwrap_err();
+        assert!(error.to_string().contains("than a register"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use cofferdam::arch::template::CpuTemplate;
 use serde_json::{Value, json};
 
 use crate::harness::{Dir, finish, program, run, skip, start};
@@ -162,4 +163,53 @@ fn options_win_over_the_file_and_lists_grow() {
     assert_eq!(config["disks"], json!([{"path": "a"}, {"path": "b"}]));
     assert_eq!(config["nets"], json!([{"tap": "t0"}, {"tap": "t1"}]));
     assert_eq!(config["log"], json!({"level": "info"}));
+}
+
+/// What docs/ says.
+const CLI_PAGE: &str = include_str!("../../docs/cli.md");
+const CONFIG_PAGE: &str = include_str!("../../docs/config.md");
+
+/// If it fails, an option is not documented, or its documentation was forgotten when it went.
+#[test]
+fn the_page_has_every_option_and_no_other() {
+    let help = run(&["boot", "--help"]).expect(0).stdout;
+    let options = |text: &str| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '-');
+        let options = words.filter(|word| word.len() > 3 && word.starts_with("--"));
+        let mut options: Vec<_> = options.map(str::to_owned).collect();
+        options.sort();
+        options.dedup();
+        options
+    };
+    assert_eq!(options(CLI_PAGE), options(&help));
+}
+
+/// If it fails, a field is not documented, or an example is refused when somebody tries it.
+#[test]
+fn the_page_has_every_field_and_its_examples_hold() {
+    let dir = Dir::new();
+    let args: Vec<&str> = ALL.split_whitespace().collect();
+    for (field, value) in print_config(&args).as_object().unwrap() {
+        let inner = match value {
+            Value::Array(items) => items[0].as_object(),
+            value => value.as_object(),
+        };
+        let documented = |name: &str| CONFIG_PAGE.contains(&format!("`{name}`"));
+        match inner {
+            Some(inner) if !documented(field) => {
+                for name in inner.keys() {
+                    assert!(documented(&format!("{field}.{name}")), "{field}.{name}");
+                }
+            }
+            Some(inner) => inner
+                .keys()
+                .for_each(|name| assert!(documented(name), "{name}")),
+            None => assert!(documented(field), "{field}"),
+        }
+    }
+    let blocks = CONFIG_PAGE.split("```json\n").skip(1);
+    let mut blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let file = dir.write("vm.json", blocks.next().unwrap().as_bytes());
+    assert_eq!(print_config(&["--config", &file])["cpus"]["count"], 2);
+    serde_json::from_str::<CpuTemplate>(blocks.next().unwrap()).unwrap();
 }
