@@ -30,6 +30,7 @@ fn is_amd(base: &CpuId) -> bool {
 /// `tsc_deadline` says whether KVM has the APIC timer's deadline mode.
 pub fn for_vcpu(supported: &CpuId, id: u8, cpus: u8, tsc_deadline: bool) -> CpuId {
     let mut cpuid = supported.clone();
+    add_level_of_cores(&mut cpuid);
     let amd = is_amd(supported);
     // Bits of the APIC id that tell cores apart.
     let core_bits = u32::from(cpus).next_power_of_two().trailing_zeros();
@@ -54,6 +55,26 @@ pub fn for_vcpu(supported: &CpuId, id: u8, cpus: u8, tsc_deadline: bool) -> CpuI
         }
     }
     cpuid
+}
+
+/// Newer KVMs leave the extended topology to us: they name its leaves with the level of threads
+/// only. A guest that found no level of cores in them would take each vCPU for a socket.
+fn add_level_of_cores(cpuid: &mut CpuId) {
+    for function in [0xb, 0x1f] {
+        let has = |index| {
+            let mut entries = cpuid.as_slice().iter();
+            entries.any(|entry| entry.function == function && entry.index == index)
+        };
+        if has(0) && !has(1) {
+            let level = kvm_cpuid_entry2 {
+                function,
+                index: 1,
+                ..Default::default()
+            };
+            // Fails only if the list is full already; the topology is then as KVM left it.
+            let _ = cpuid.push(level);
+        }
+    }
 }
 
 struct View {
@@ -211,6 +232,17 @@ mod tests {
         assert_eq!(leaf(&cpuid, 0x8000_001d, 3).eax >> 14, 1);
         assert_eq!(leaf(&cpuid, 0x8000_001e, 0).eax, 1);
         assert_ne!(leaf(&cpuid, 0x8000_0001, 0).ecx & EXT1_ECX_TOPOLOGY, 0);
+    }
+
+    /// If it fails, guests of newer KVMs, which name the first level only, see a socket a vCPU.
+    #[test]
+    fn the_level_of_cores_is_there_if_kvm_left_it_out() {
+        let host = supported(b"AuthenticAMD", &[(1, 0), (0xb, 0)]);
+        let cpuid = for_vcpu(&host, 1, 4, true);
+        let cores = leaf(&cpuid, 0xb, 1);
+        assert_eq!((cores.eax, cores.ebx, cores.ecx), (2, 4, 0x201));
+        let leaves = cpuid.as_slice().iter();
+        assert_eq!(leaves.filter(|leaf| leaf.function == 0x1f).count(), 0);
     }
 
     /// If it fails, a guest of one vCPU looks for siblings.
