@@ -1,8 +1,10 @@
 //! A monitor in a test: started, watched through its console, ended.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ pub fn guest_file(name: &str) -> PathBuf {
     let path = dir.join(name);
     assert!(
         path.exists(),
-        "{} is not there; run `make guest`",
+        "{} is not there; run `make test`",
         path.display()
     );
     path
@@ -36,6 +38,7 @@ pub fn guest_file(name: &str) -> PathBuf {
 pub struct TempDir(PathBuf);
 
 impl TempDir {
+    /// `name` is that of no other test.
     pub fn new(name: &str) -> Self {
         let path = env::temp_dir().join(format!("cofferdam-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
@@ -43,6 +46,7 @@ impl TempDir {
         Self(path)
     }
 
+    /// A file in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -83,7 +87,8 @@ impl End {
 /// A running monitor. Killed when dropped.
 pub struct Vm {
     child: Child,
-    pub stdin: Option<ChildStdin>,
+    /// What its standard input is the other end of. Dropped, that is at its end.
+    pub input: Option<File>,
     console: Stream,
     log: Stream,
 }
@@ -92,6 +97,8 @@ pub struct Vm {
 struct Stream {
     pieces: Receiver<Vec<u8>>,
     text: Vec<u8>,
+    /// Where that ends which was waited for last.
+    seen: usize,
 }
 
 impl Stream {
@@ -108,18 +115,21 @@ impl Stream {
         Self {
             pieces,
             text: Vec::new(),
+            seen: 0,
         }
     }
 
-    /// Waits until `text` has appeared after the first `from` bytes; where it ends.
-    fn wait_for(&mut self, text: &str, from: usize, until: Instant) -> Result<usize, &'static str> {
+    /// Waits until `text` has appeared after what was waited for before.
+    fn wait_for(&mut self, text: &str) -> Result<(), &'static str> {
+        let until = Instant::now() + PATIENCE;
         loop {
-            let said = self.text.get(from..).unwrap_or_default();
-            if let Some(at) = said
+            let new = &self.text[self.seen..];
+            let at = new
                 .windows(text.len())
-                .position(|part| part == text.as_bytes())
-            {
-                return Ok(from + at + text.len());
+                .position(|part| part == text.as_bytes());
+            if let Some(at) = at {
+                self.seen += at + text.len();
+                return Ok(());
             }
             match self
                 .pieces
@@ -139,56 +149,64 @@ impl Stream {
 }
 
 impl Vm {
-    /// Starts `cofferdam boot` with `args`, split at spaces.
-    pub fn start(args: &str) -> Self {
-        let args: Vec<&str> = args.split_whitespace().collect();
-        Self::start_args(&args)
-    }
-
     /// Starts `cofferdam boot` with `args`.
-    pub fn start_args(args: &[&str]) -> Self {
+    pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(PROGRAM);
         command.arg("boot").args(args);
         Self::spawn(command)
     }
 
-    /// Starts a command that is a monitor, or ends as one.
+    /// Starts a command that is a monitor, or becomes one, between pipes.
     pub fn spawn(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+        let (input, ours) = io::pipe().unwrap();
+        let (console, output) = io::pipe().unwrap();
+        command.stdin(input).stdout(output);
+        Self::spawn_between(command, OwnedFd::from(ours).into(), console)
+    }
+
+    /// Starts a command whose standard input and output are given; these are their other ends.
+    pub fn spawn_between(
+        mut command: Command,
+        input: File,
+        console: impl Read + Send + 'static,
+    ) -> Self {
+        command
             .stderr(Stdio::piped())
-            .env("COFFERDAM_GUEST", guest_file("vmlinux").parent().unwrap())
-            .spawn()
-            .unwrap();
-        let console = Stream::new(child.stdout.take().unwrap());
+            .env("COFFERDAM_GUEST", guest_file("vmlinux").parent().unwrap());
+        let mut child = command.spawn().unwrap();
         let log = Stream::new(child.stderr.take().unwrap());
         Self {
-            stdin: child.stdin.take(),
             child,
-            console,
+            input: Some(input),
+            console: Stream::new(console),
             log,
         }
     }
 
-    /// Starts the default guest with `args` and runs `command` in it, a script for its shell.
-    pub fn script(dir: &TempDir, args: &str, command: &str) -> Self {
-        let script = script_disk(dir, command);
-        let (args, disk) = (args.to_owned(), format!("path={},ro", script.display()));
-        let mut all: Vec<&str> = args.split_whitespace().collect();
-        // The script is the second disk: /dev/vdb.
-        all.extend(["--disk", &disk, "--cmdline", "quiet -- sh /dev/vdb"]);
-        Self::start_args(&all)
+    /// Starts the default guest with `args`, split at spaces, and runs `script` in its shell.
+    ///
+    /// The script is the disk /dev/vdb; disks among the `args` come after it.
+    pub fn script(dir: &TempDir, args: &str, script: &str) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.arg("boot").args(script_args(dir, args, script));
+        Self::spawn(command)
     }
 
+    /// As [`Vm::script`], on Debian.
+    pub fn debian(dir: &TempDir, args: &str, script: &str) -> Self {
+        let rootfs = format!("--rootfs {},ro {args}", guest_file("debian.ext4").display());
+        Self::script(dir, &rootfs, script)
+    }
+
+    /// The monitor's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for `text` on the console.
+    /// Waits for `text` on the console, after what was waited for before.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
-        if let Err(why) = self.console.wait_for(text, 0, Instant::now() + PATIENCE) {
+        if let Err(why) = self.console.wait_for(text) {
             let _ = self.child.kill();
             let log = std::mem::replace(&mut self.log, Stream::new(std::io::empty())).all();
             panic!(
@@ -198,24 +216,32 @@ impl Vm {
         }
     }
 
-    /// Waits for `text` in the log.
+    /// Waits for `text` in the log, after what was waited for before.
     #[track_caller]
     pub fn wait_for_log(&mut self, text: &str) {
-        if let Err(why) = self.log.wait_for(text, 0, Instant::now() + PATIENCE) {
+        if let Err(why) = self.log.wait_for(text) {
             panic!(
-                "{text:?} did not appear {why}:\n{}",
-                String::from_utf8_lossy(&self.log.text)
+                "{text:?} did not appear {why}; log:\n{}\nconsole:\n{}",
+                String::from_utf8_lossy(&self.log.text),
+                String::from_utf8_lossy(&self.console.text)
             );
         }
     }
 
+    /// The console up to what was waited for.
+    pub fn console_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.console.text[..self.console.seen]).into_owned()
+    }
+
+    /// The log up to what was waited for.
+    pub fn log_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.log.text[..self.log.seen]).into_owned()
+    }
+
     /// Types `text` on the console.
     pub fn type_text(&mut self, text: &str) {
-        self.stdin
-            .as_mut()
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
+        let input = self.input.as_mut().unwrap();
+        input.write_all(text.as_bytes()).unwrap();
     }
 
     /// Sends a signal to the monitor.
@@ -227,8 +253,14 @@ impl Vm {
 
     /// Waits for the monitor's end.
     #[track_caller]
-    pub fn end(mut self) -> End {
-        let until = Instant::now() + PATIENCE;
+    pub fn end(self) -> End {
+        self.end_within(PATIENCE)
+    }
+
+    /// Waits for the end of a monitor, or of a succession of them, that may take longer.
+    #[track_caller]
+    pub fn end_within(mut self, patience: Duration) -> End {
+        let until = Instant::now() + patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break Some(status);
@@ -262,12 +294,41 @@ impl Drop for Vm {
     }
 }
 
-/// A disk that is a script: padded with newlines to whole sectors, it can be run from the device.
-pub fn script_disk(dir: &TempDir, script: &str) -> PathBuf {
+/// The options of [`Vm::script`].
+pub fn script_args(dir: &TempDir, args: &str, script: &str) -> Vec<String> {
+    let disk = format!("path={},ro", script_disk(dir, script).display());
+    let mut all = vec!["--disk", &disk];
+    all.extend(args.split_whitespace());
+    all.extend(["--cmdline", "quiet -- sh /dev/vdb"]);
+    all.into_iter().map(str::to_owned).collect()
+}
+
+/// A disk that is a script: filled up with newlines to whole sectors, it can be run from the device.
+fn script_disk(dir: &TempDir, script: &str) -> PathBuf {
     let path = dir.join("script");
     let mut text = script.as_bytes().to_vec();
     text.push(b'\n');
     text.resize(text.len().next_multiple_of(512), b'\n');
     fs::write(&path, text).unwrap();
     path
+}
+
+/// Runs a command of the host to its end and returns its output.
+#[track_caller]
+pub fn host(command: &str) -> String {
+    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}:\n{text}{errors}");
+    text
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < until, "{what}: not in time");
+        thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -1,6 +1,8 @@
-//! How VMs end: each way has its exit code.
+//! How VMs end: each way has its exit code, and leaves the terminal as it was.
 
 use crate::harness::{TempDir, Vm};
+use crate::kernels::{NOT_EMULATED, RESET, STAY, TRIPLE_FAULT, kernel};
+use crate::terminal::Terminal;
 
 /// If it fails, `poweroff` does not end the process, or not with success.
 #[test]
@@ -38,26 +40,113 @@ fn a_panic_has_its_code() {
 fn a_signal_presses_the_power_button() {
     let dir = TempDir::new("button");
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        let mut vm = Vm::script(&dir, "", "echo ready; sleep 60");
+        // What is slow here is the emulated host; the grace must not run out for that.
+        let mut vm = Vm::script(&dir, "--grace 60", "echo ready; exec sleep 60");
         vm.wait_for("ready");
         vm.signal(signal);
         vm.end().expect(0);
     }
 }
 
-/// If it fails, a guest that ignores its power button lives for ever.
-#[test]
-fn a_guest_that_stays_is_stopped_after_its_grace() {
-    let dir = TempDir::new("grace");
-    let stay = "killall -STOP acpid; echo ready; while :; do sleep 60; done";
-    let mut vm = Vm::script(&dir, "--grace 1", stay);
+/// Sends SIGTERM, and `second` when the first has arrived: of two that wait the kernel delivers the
+/// lower number first, or only one if they are the same. Needs the log at level info.
+pub fn two_signals(vm: &mut Vm, second: i32) {
+    vm.signal(libc::SIGTERM);
+    vm.wait_for_log("to power off");
+    vm.signal(second);
+}
+
+/// Starts a kernel of a few instructions and waits until it runs.
+fn start_tiny(dir: &TempDir, code: &[u8], options: &[&str]) -> Vm {
+    let path = kernel(dir, "kernel", code);
+    let mut args = vec![
+        "--log-level",
+        "info",
+        "--memory",
+        "64M",
+        "--kernel",
+        path.to_str().unwrap(),
+    ];
+    args.extend(options);
+    let mut vm = Vm::start(&args);
     vm.wait_for("ready");
+    vm
+}
+
+/// If it fails, a guest that does not react to its power button lives for ever, or a second signal
+/// does not end it at once.
+#[test]
+fn a_guest_that_stays_is_stopped() {
+    let dir = TempDir::new("stays");
+    let start = |grace| start_tiny(&dir, STAY, &["--grace", grace]);
+
+    let vm = start("1");
     vm.signal(libc::SIGTERM);
     vm.end().expect(84);
 
-    let mut vm = Vm::script(&dir, "--grace 100", stay);
-    vm.wait_for("ready");
-    vm.signal(libc::SIGTERM);
-    vm.signal(libc::SIGINT);
+    let mut vm = start("100");
+    two_signals(&mut vm, libc::SIGINT);
     vm.end().expect(128 + libc::SIGINT);
+
+    let vm = start("0");
+    vm.signal(libc::SIGHUP);
+    vm.end().expect(128 + libc::SIGHUP);
+}
+
+/// If it fails, a guest whose exception handling is gone hangs, or looks like one that rebooted.
+#[test]
+fn a_triple_fault_has_its_code() {
+    let dir = TempDir::new("triple");
+    start_tiny(&dir, TRIPLE_FAULT, &[]).end().expect(82);
+}
+
+/// If it fails, a guest ended by KVM leaves no trace of where and at what.
+#[test]
+fn a_vcpu_error_says_where_it_was() {
+    let dir = TempDir::new("vcpu");
+    let end = start_tiny(&dir, NOT_EMULATED, &[]).end().expect(83);
+    // "ready\n" and what precedes it are 22 bytes of code.
+    let wanted = [
+        "vCPU 0",
+        "rip 0000000000100016",
+        "code d9 04 25 00 00 00 10",
+    ];
+    for text in wanted {
+        assert!(end.log.contains(text), "{text} is not in {}", end.log);
+    }
+}
+
+/// If it fails, the user's shell is unusable after a VM that ended this way.
+#[test]
+fn the_terminal_is_restored() {
+    let dir = TempDir::new("terminal");
+    let check = |code: &[u8], grace, leave: fn(&mut Vm), expected| {
+        let path = kernel(&dir, "kernel", code);
+        let args = [
+            "--log-level",
+            "info",
+            "--memory",
+            "64M",
+            "--grace",
+            grace,
+            "--kernel",
+        ];
+        let terminal = Terminal::new();
+        let mut vm = terminal.start(&[&args[..], &[path.to_str().unwrap()]].concat());
+        vm.wait_for("ready");
+        // A guest that ends by itself may have done so already.
+        if code == STAY {
+            assert!(terminal.is_raw());
+        }
+        leave(&mut vm);
+        vm.end().expect(expected);
+        assert!(terminal.is_cooked(), "after exit code {expected}");
+    };
+    let nothing: fn(&mut Vm) = |_| {};
+    check(RESET, "1", nothing, 80);
+    check(NOT_EMULATED, "1", nothing, 83);
+    check(STAY, "100", |vm| vm.type_text("\x01x"), 85);
+    check(STAY, "1", |vm| vm.signal(libc::SIGTERM), 84);
+    let twice = |vm: &mut Vm| two_signals(vm, libc::SIGTERM);
+    check(STAY, "100", twice, 128 + libc::SIGTERM);
 }

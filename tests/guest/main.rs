@@ -1,10 +1,17 @@
 //! Tests that boot real guests: one binary, so that all of them run in one start of the lab.
 //!
-//! They need root, a KVM that runs Linux, and the images that `make guest` builds. `make test` runs
-//! them in the lab.
+//! They need root, a KVM that runs Linux, and the images that `make guest` and `tests/run` build;
+//! `tests/run` runs them, in the lab where it must. docs/testing.md says how to run a single one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod block;
 mod boot;
+mod console;
+mod debian;
 mod harness;
+mod kernels;
 mod life;
+mod net;
+mod rng;
+mod terminal;
