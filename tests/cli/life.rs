@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::harness::{
+use super::harness::{
     Dir, HALT, Running, boot, eventually, finish, has_kvm, kernel, out, program, signal,
 };
 

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, fcntl_lock};
 
-use crate::harness::{
+use super::harness::{
     Dir, PROGRAM, Run, Running, boot, finish, has_kvm, is_root, kernel, kernel_of, program, run,
     signal, skip, start,
 };
@@ -291,7 +291,7 @@ fn a_disk_in_use_is_refused() {
     let first = boot(&dir, "halt", &format!("{args} --grace 0 --console pty"));
     // It has its disks before it says where its console is made; wait for the lock itself.
     let path = Path::new(&disk);
-    assert!(crate::harness::eventually(|| !can_lock(path)));
+    assert!(super::harness::eventually(|| !can_lock(path)));
     let pid = format!("(pid {})", first.id());
     finish(boot(&dir, "off", &args)).refused(3, &["disk", &disk, "in use", &pid, "ro"]);
     signal(&first, libc::SIGTERM);

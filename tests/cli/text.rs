@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use cofferdam::arch::template::CpuTemplate;
 use serde_json::{Value, json};
 
-use crate::harness::{Dir, finish, program, run, skip, start};
+use super::harness::{Dir, finish, program, run, skip, start};
 
 /// If it fails, help is where a pager does not see it, or has no example to begin with.
 #[test]

@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod harness;
-mod life;
-mod refusals;
-mod text;
+mod cli {
+    mod harness;
+    mod life;
+    mod refusals;
+    mod text;
+}
