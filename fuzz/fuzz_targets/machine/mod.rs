@@ -40,6 +40,13 @@ pub enum Op {
         is_indirect: bool,
         buffers: Vec<Buffer>,
     },
+    /// Offers a disk's request that is almost right.
+    Disk {
+        kind: u8,
+        sector: u8,
+        data: Vec<u8>,
+        len: Length,
+    },
     /// Writes anywhere to memory: descriptors, rings, requests.
     Poke { address: u32, data: Vec<u8> },
     /// Writes an available index.
@@ -55,15 +62,32 @@ pub enum Op {
 /// A descriptor of a chain, and what is in its buffer.
 #[derive(Arbitrary, Debug)]
 pub struct Buffer {
-    place: u32,
+    /// Bit 0: the device writes. The highest values: nothing about it is as it should be.
+    shape: u8,
+    wild: u32,
     len: Length,
-    flags: u16,
     contents: Vec<u8>,
+}
+
+impl Buffer {
+    /// Where it is, if it is not where nothing else is.
+    fn wild_address(&self) -> Option<u64> {
+        (self.shape >= 0xf0).then(|| u64::from(self.wild) << (self.wild & 7))
+    }
+
+    fn flags(&self) -> u16 {
+        let wild = if self.shape & 0xf0 == 0xe0 {
+            self.wild
+        } else {
+            0
+        };
+        (u16::from(self.shape & 1) << 1) | u16::try_from(wild & 0xffff).unwrap()
+    }
 }
 
 /// Lengths that matter, so that they need not be found.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Length {
+pub enum Length {
     Small(u8),
     Sectors(u8),
     Page(u16),
@@ -98,9 +122,13 @@ struct Machine {
     next_buffer: u64,
 }
 
-/// Does all of `ops` to a machine with `device`. `arrive` is what is behind the device.
+/// Does all of `ops` to a machine with `device`. `arrive` is what is behind the device. A driver
+/// that does not begin with the registers finds it started.
 pub fn drive(device: impl VirtioDevice + 'static, ops: Vec<Op>, mut arrive: impl FnMut(&[u8])) {
     let mut machine = Machine::new(device);
+    if !matches!(ops.first(), Some(Op::Register { .. } | Op::Write { .. })) {
+        machine.start(0, false);
+    }
     for op in ops {
         match op {
             Op::Arrive { data } => arrive(&data),
@@ -163,6 +191,12 @@ impl Machine {
                 is_indirect,
                 buffers,
             } => self.offer(queue, is_indirect, &buffers),
+            Op::Disk {
+                kind,
+                sector,
+                data,
+                len,
+            } => self.offer(0, false, &disk_request(kind, sector, data, len)),
             Op::Poke { address, data } => self.poke(u64::from(address) % MEMORY, &data),
             Op::Available { queue, index } => {
                 if let Some(queue) = self.queue(queue) {
@@ -238,15 +272,14 @@ impl Machine {
         };
         for (number, buffer) in (0..count).zip(buffers) {
             let len = buffer.len.bytes();
-            let address = match buffer.place {
-                // As a rule a buffer is where nothing else is.
-                place if place < 1 << 31 => self.room(u64::from(len)),
-                place => u64::from(place) << (place & 7),
+            let address = match buffer.wild_address() {
+                Some(address) => address,
+                None => self.room(u64::from(len)),
             };
             self.poke(address, &buffer.contents);
             let next = (first + number + 1) % size;
             let is_last = number + 1 == count;
-            let flags = buffer.flags & 0xfffa | u16::from(!is_last) | buffer.flags & 2;
+            let flags = buffer.flags() | u16::from(!is_last);
             let index = u64::from((first + number) % size);
             self.descriptor(table + 16 * index, address, len, flags, next);
         }
@@ -291,6 +324,27 @@ impl Machine {
         }
         panic!("the device does not come to rest");
     }
+}
+
+/// A header, data in the direction that `kind` has, and a status byte.
+fn disk_request(kind: u8, sector: u8, data: Vec<u8>, len: Length) -> [Buffer; 3] {
+    let mut header = vec![0; 16];
+    // The highest bit is for what the disk does not know.
+    header[0] = kind & 0x8f;
+    header[8] = sector;
+    let buffer = |shape, len, contents| Buffer {
+        shape,
+        wild: 0,
+        len,
+        contents,
+    };
+    // The device writes what is read, and its id (8); it reads what is written, and segments.
+    let is_answer = matches!(kind & 0xf, 0 | 8);
+    [
+        buffer(0, Length::Small(16), header),
+        buffer(u8::from(is_answer), len, data),
+        buffer(1, Length::Small(1), Vec::new()),
+    ]
 }
 
 /// An offset such that `len` bytes stay in the page.
