@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::process::Command;
 
-use crate::harness::{PROGRAM, TempDir, Vm, guest_file, host, script_args};
+use crate::harness::{PATIENCE, PROGRAM, TempDir, Vm, guest_file, host, script_args};
 
 /// If it fails, a guest cannot trust its disk or its network: what fio wrote is not what it reads
 /// back, pings are not answered, or a file served over TCP is not the one that arrives.
@@ -17,8 +17,8 @@ fn disk_and_network_hold_what_they_promise() {
         ip address add 10.77.4.2/24 dev eth0
         fio --name=verify --filename=/dev/vdc --rw=randwrite --bsrange=4k-128k --size=64m \
             --ioengine=libaio --iodepth=32 --direct=1 --verify=crc32c --verify_fatal=1 \
-            --fsync=64 --output=/tmp/fio || { cat /tmp/fio; exit 1; }
-        /usr/sbin/blkdiscard -z -o 1M -l 4M /dev/vdc
+            --fsync=64 --eta=never --output=/tmp/fio || { cat /tmp/fio; exit 1; }
+        blkdiscard -z -o 1M -l 4M /dev/vdc
         cmp -n 4194304 -i 1048576:0 /dev/vdc /dev/zero
         mkfs.ext4 -q /dev/vdc; mount /dev/vdc /mnt
         dd if=/dev/urandom of=/mnt/file bs=1M count=8 status=none
@@ -80,10 +80,8 @@ fn twenty_reboots_leave_nothing_behind() {
     let mut command = Command::new("sh");
     command
         .args(["-c", supervisor, "sh", PROGRAM, "boot"])
-        .args(script_args(&dir, &args, &script));
-    let end = Vm::spawn(command)
-        .end_within(crate::harness::PATIENCE * 3)
-        .expect(0);
+        .args(script_args(&dir, &args, "bash", &script));
+    let end = Vm::spawn(command).end_within(PATIENCE * 3).expect(0);
     let count = |text| end.console.matches(text).count();
     assert_eq!(count("life "), LIVES as usize, "{}", end.console);
     let states: Vec<_> = end

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 /// How long a guest may take for anything; far more than it needs, since the lab is slow.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam");
@@ -184,18 +184,22 @@ impl Vm {
     }
 
     /// Starts the default guest with `args`, split at spaces, and runs `script` in its shell.
-    ///
-    /// The script is the disk /dev/vdb; disks among the `args` come after it.
     pub fn script(dir: &TempDir, args: &str, script: &str) -> Self {
         let mut command = Command::new(PROGRAM);
-        command.arg("boot").args(script_args(dir, args, script));
+        command
+            .arg("boot")
+            .args(script_args(dir, args, "sh", script));
         Self::spawn(command)
     }
 
     /// As [`Vm::script`], on Debian.
     pub fn debian(dir: &TempDir, args: &str, script: &str) -> Self {
         let rootfs = format!("--rootfs {},ro {args}", guest_file("debian.ext4").display());
-        Self::script(dir, &rootfs, script)
+        let mut command = Command::new(PROGRAM);
+        command
+            .arg("boot")
+            .args(script_args(dir, &rootfs, "bash", script));
+        Self::spawn(command)
     }
 
     /// The monitor's process.
@@ -294,12 +298,16 @@ impl Drop for Vm {
     }
 }
 
-/// The options of [`Vm::script`].
-pub fn script_args(dir: &TempDir, args: &str, script: &str) -> Vec<String> {
+/// The options for a guest that runs `script` in a shell of this name.
+///
+/// The script is the disk /dev/vdb; disks among the `args`, which are split at spaces, come after
+/// it. Debian's `sh` is busybox where busybox starts it, and has few of Debian's own tools.
+pub fn script_args(dir: &TempDir, args: &str, shell: &str, script: &str) -> Vec<String> {
     let disk = format!("path={},ro", script_disk(dir, script).display());
     let mut all = vec!["--disk", &disk];
     all.extend(args.split_whitespace());
-    all.extend(["--cmdline", "quiet -- sh /dev/vdb"]);
+    let command = format!("quiet -- {shell} /dev/vdb");
+    all.extend(["--cmdline", &command]);
     all.into_iter().map(str::to_owned).collect()
 }
 

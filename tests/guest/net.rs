@@ -108,7 +108,9 @@ fn on_taps_that_are_there() {
         echo ready; read line";
     let mut command = Command::new(PROGRAM);
     let nets = format!("--net tap=cofnamed --net fd={FD}");
-    command.arg("boot").args(script_args(&dir, &nets, script));
+    command
+        .arg("boot")
+        .args(script_args(&dir, &nets, "sh", script));
     // SAFETY: between fork and exec only a system call is made.
     unsafe {
         command.pre_exec(move || match libc::dup2(inherited.as_raw_fd(), FD) {
