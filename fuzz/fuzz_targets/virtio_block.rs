@@ -4,6 +4,8 @@
 
 mod machine;
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::LazyLock;
 
 use cofferdam_devices::virtio::block::{Block, Cache, Disk, DiskOptions};
@@ -13,19 +15,20 @@ use vmm_sys_util::tempfile::TempFile;
 
 const SIZE: u64 = 64 << 10;
 
-static IMAGE: LazyLock<TempFile> = LazyLock::new(|| {
-    let image = TempFile::new_in("/dev/shm".as_ref()).unwrap();
-    image.as_file().set_len(SIZE).unwrap();
+/// A file without a name, so that nothing is left however the fuzzer ends.
+static IMAGE: LazyLock<File> = LazyLock::new(|| {
+    let image = TempFile::new_in("/dev/shm".as_ref()).unwrap().into_file();
+    image.set_len(SIZE).unwrap();
     image
 });
 
 fuzz_target!(|input: (bool, Vec<Op>)| {
     let (read_only, ops) = input;
     let disk = Disk::open(&DiskOptions {
-        path: IMAGE.as_path().to_owned(),
+        path: format!("/proc/self/fd/{}", IMAGE.as_raw_fd()).into(),
         read_only,
         cache: Cache::Writeback,
     });
     machine::drive(Block::new(disk.unwrap(), "serial"), ops, |_| ());
-    assert_eq!(IMAGE.as_file().metadata().unwrap().len(), SIZE);
+    assert_eq!(IMAGE.metadata().unwrap().len(), SIZE);
 });
