@@ -75,6 +75,8 @@ begin() {
     }
     LOG=$CACHE/$1/${0##*/}.log
     : >"$LOG"
+    # What a killed build left; the lock says that none is running.
+    rm -rf "$CACHE/$1"/work.*
     WORK=$(mktemp -d "$CACHE/$1/work.XXXXXX")
     trap 'rm -rf "$WORK"' EXIT
 }
