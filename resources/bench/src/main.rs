@@ -18,6 +18,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -53,6 +55,9 @@ enum Command {
         output: PathBuf,
         #[arg(long)]
         traces: Option<PathBuf>,
+        /// Microseconds to wait at first.
+        #[arg(long)]
+        delay: u64,
     },
 }
 
@@ -99,7 +104,11 @@ fn main() -> ExitCode {
             runs,
             output,
             traces,
-        }) => measure_inside(runs, &output, traces.as_deref()).map(|()| true),
+            delay,
+        }) => {
+            thread::sleep(Duration::from_micros(delay));
+            measure_inside(runs, &output, traces.as_deref()).map(|()| true)
+        }
         None => bench(&cli.options),
     };
     match done {
