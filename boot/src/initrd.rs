@@ -42,8 +42,9 @@ pub enum InitrdError {
 }
 
 impl Initrd {
-    /// Loads the initrd in `file` as high as the kernel can take it: below the MMIO hole, the end
-    /// of memory and [`Kernel::initrd_max`], and above the kernel.
+    /// Loads the initrd in `file` right above the kernel, so that a small one shares the kernel's
+    /// last huge page in the host: one page fault and 2 MiB less than at the end of memory. It ends
+    /// below the MMIO hole, the end of memory and [`Kernel::initrd_max`].
     ///
     /// # Errors
     /// If it is no regular file, is empty or does not fit.
@@ -57,15 +58,11 @@ impl Initrd {
         let size = image.len();
         let bottom = kernel.end.0.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
         let top = layout::low_memory_size(mem).min(kernel.initrd_max.0.saturating_add(1));
-        let base = top
-            .checked_sub(size)
-            .map(|base| base & !(PAGE_SIZE - 1))
-            .filter(|base| *base >= bottom)
-            .ok_or_else(|| InitrdError::TooLarge {
-                size,
-                room: top.saturating_sub(bottom),
-            })?;
-        let base = GuestAddress(base);
+        let room = top.saturating_sub(bottom);
+        if size > room {
+            return Err(InitrdError::TooLarge { size, room });
+        }
+        let base = GuestAddress(bottom);
         let placed = image.place(mem, base, 0, size, pages, "initrd")?;
         Ok(Self {
             base,
@@ -97,15 +94,15 @@ mod tests {
         file
     }
 
-    /// If this fails, the initrd is not at the end of memory, not page-aligned, or not whole.
+    /// If this fails, the initrd is not behind the kernel, not page-aligned, or not whole.
     #[test]
-    fn lies_at_the_end_of_memory() {
+    fn lies_behind_the_kernel() {
         for pages in [PageMode::Map, PageMode::Copy] {
             let mem = memory();
             let kernel = samples::kernel();
             let size = 0x3_0001_u64;
             let initrd = Initrd::load(&mem, &file(size as usize), &kernel, pages).unwrap();
-            assert_eq!(initrd.base.0, MEMORY as u64 - 0x3_1000);
+            assert_eq!(initrd.base.0, kernel.end.0.next_multiple_of(PAGE_SIZE));
             assert_eq!(initrd.mapped + initrd.copied, size);
             assert_eq!(
                 initrd.mapped,
@@ -123,9 +120,13 @@ mod tests {
     fn stays_below_the_kernels_limit() {
         let mem = memory();
         let mut kernel = samples::kernel();
-        kernel.initrd_max = GuestAddress(0x2ff_ffff);
-        let initrd = Initrd::load(&mem, &file(0x1000), &kernel, PageMode::Map).unwrap();
-        assert_eq!(initrd.base.0, 0x2ff_f000);
+        kernel.initrd_max = GuestAddress(kernel.end.0 + 0xfff);
+        assert!(Initrd::load(&mem, &file(0x1000), &kernel, PageMode::Map).is_ok());
+        let error = Initrd::load(&mem, &file(0x1001), &kernel, PageMode::Map).unwrap_err();
+        assert!(
+            matches!(error, InitrdError::TooLarge { room: 0x1000, .. }),
+            "{error}"
+        );
     }
 
     /// If this fails, an initrd overwrites the kernel, or the user is not told both sizes.

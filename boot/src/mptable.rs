@@ -1,4 +1,6 @@
-//! The MP table of Intel's MultiProcessor Specification 1.4, for guests without ACPI.
+//! The MP table of Intel's MultiProcessor Specification 1.4, for guests without ACPI, and for the
+//! others too: a Linux that could read one looks for it before it reads ACPI, 16 bytes at a time,
+//! and maps each of them anew. A table where it looks second spares it 4,096 of these steps.
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};

@@ -298,8 +298,9 @@ fn describe_hardware(
     mem: &GuestMemory,
     devices: &Devices,
 ) -> Result<Option<GuestAddress>, BuildError> {
+    // With ACPI too: whoever reads the ACPI tables ignores it, but looks for it first, and long.
+    mptable::write(mem, config.cpus.count, layout::LOCAL_APIC, layout::IO_APIC)?;
     if config.boot.hardware == Hardware::Cmdline {
-        mptable::write(mem, config.cpus.count, layout::LOCAL_APIC, layout::IO_APIC)?;
         return Ok(None);
     }
     let description = AcpiConfig {
