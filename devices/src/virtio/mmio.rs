@@ -316,7 +316,7 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
-        // Waits for a request in hand, at most; afterwards the device touches guest memory no more.
+        // Waits for the batch in hand, at most; afterwards the device touches guest memory no more.
         lock(&self.device).reset();
         self.interrupt.clear();
         self.status = 0;
