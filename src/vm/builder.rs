@@ -12,7 +12,7 @@ use cofferdam_boot::{
     LoadOptions, PageMode, mptable,
 };
 use cofferdam_devices::GuestMemory;
-use cofferdam_devices::legacy::Power;
+use cofferdam_devices::legacy::{Power, PvPanic};
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -30,9 +30,6 @@ use crate::config::{BootConfig, Hardware, Pages, Protocol, VmConfig};
 
 /// What the guest's kernel is told where the user has nothing else to say.
 const DEFAULT_CMDLINE: &str = "quiet";
-
-/// The panic notifier's port, as ACPI has it.
-const PVPANIC_PORT: u16 = 0x505;
 
 /// Why a VM cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -315,7 +312,7 @@ fn describe_hardware(
         sleep_status_port: Power::SLEEP_STATUS_PORT,
         reset_port: Power::RESET_PORT,
         reset_value: Power::RESET_VALUE,
-        pvpanic_port: Some(PVPANIC_PORT),
+        pvpanic_port: u16::try_from(PvPanic::BASE).ok(),
     };
     Ok(Some(acpi::write(mem, &description)?))
 }

@@ -1,14 +1,15 @@
 //! The keyboard controller, of which nothing is left but its reset line.
 
+use std::convert::Infallible;
 use std::fmt;
+
+use vm_superio::{I8042Device, Trigger};
 
 use super::{PowerEvent, PowerHandler};
 use crate::bus::BusDevice;
 
 /// Offset of the status (read) and command (write) register.
 const COMMAND: u64 = 4;
-/// Command: pulse the output line that is wired to the CPU's reset.
-const PULSE_RESET: u8 = 0xfe;
 /// Output buffer always full, input buffer always empty. A driver that drains the output buffer in
 /// search of a controller gives up after a few reads, and one that waits until it may write the
 /// reset command need not wait.
@@ -16,7 +17,19 @@ const STATUS: u8 = 0xfd;
 
 /// Ports 0x60 to 0x64 of a PC. All but a reset goes nowhere.
 pub struct I8042 {
-    power: PowerHandler,
+    controller: I8042Device<ResetLine>,
+}
+
+/// The output that is wired to the CPU's reset.
+struct ResetLine(PowerHandler);
+
+impl Trigger for ResetLine {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        (self.0)(PowerEvent::Reset);
+        Ok(())
+    }
 }
 
 impl I8042 {
@@ -27,7 +40,9 @@ impl I8042 {
 
     /// A controller whose reset line rings `power`.
     pub fn new(power: PowerHandler) -> Self {
-        Self { power }
+        Self {
+            controller: I8042Device::new(ResetLine(power)),
+        }
     }
 }
 
@@ -45,8 +60,8 @@ impl BusDevice for I8042 {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if (offset, data.first()) == (COMMAND, Some(&PULSE_RESET)) {
-            (self.power)(PowerEvent::Reset);
+        if let (Ok(offset), Some(&byte)) = (u8::try_from(offset), data.first()) {
+            let Ok(()) = self.controller.write(offset, byte);
         }
     }
 }
