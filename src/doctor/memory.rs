@@ -4,27 +4,23 @@ use std::fs;
 
 use super::Finding;
 
-/// Guest memory is shared memory (a memfd), so its own switch counts, not the one for anonymous
-/// memory.
-const SHARED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// Guest memory is anonymous and asks for huge pages with `madvise`.
+const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// Whether the kernel gives guest memory huge pages unasked.
 pub fn transparent_huge_pages() -> Finding {
-    judge_transparent(fs::read_to_string(SHARED).ok().as_deref())
+    judge_transparent(fs::read_to_string(SWITCH).ok().as_deref())
 }
 
 fn judge_transparent(modes: Option<&str>) -> Finding {
     let Some(modes) = modes else {
-        return Finding::missing("the kernel has none for shared memory");
+        return Finding::missing("the kernel has none");
     };
     match chosen(modes) {
-        Some(mode @ ("always" | "within_size" | "advise" | "force")) => {
-            Finding::ok(format!("{mode}, for shared memory"))
-        }
-        Some(mode) => Finding::limited(format!("{mode}, for shared memory"))
-            .mended_by(format!("echo advise | sudo tee {SHARED}")),
-        None => Finding::limited(format!("{SHARED} is not understood")),
+        Some(mode @ ("always" | "madvise")) => Finding::ok(mode),
+        Some(mode) => Finding::limited(mode).mended_by(format!("echo madvise | sudo tee {SWITCH}")),
+        None => Finding::limited(format!("{SWITCH} is not understood")),
     }
 }
 
@@ -68,16 +64,13 @@ mod tests {
     /// If this fails, the switch is misread, and slow memory is called good.
     #[test]
     fn the_switch_in_brackets_counts() {
+        assert_eq!(chosen("always [madvise] never\n"), Some("madvise"));
         assert_eq!(
-            chosen("always within_size [advise] never\n"),
-            Some("advise")
-        );
-        assert_eq!(
-            judge_transparent(Some("always [advise] never")).state,
+            judge_transparent(Some("always [madvise] never")).state,
             State::Ok
         );
         assert_eq!(
-            judge_transparent(Some("always advise [never]")).state,
+            judge_transparent(Some("always madvise [never]")).state,
             State::Limited
         );
         assert_eq!(judge_transparent(Some("")).state, State::Limited);
