@@ -19,7 +19,7 @@ const KNOWN_WARNINGS: &[&str] = &[
     "Speculative Return Stack Overflow:",
     // What our kernel says where it has more than 4 GiB and, by its configuration, no bounce buffers.
     "software IO TLB: No low mem",
-    // Interrupts of an emulated machine on a busy host.
+    // Interrupts of an emulated machine on a busy host; seen once, not compared with another monitor.
     "hrtimer: interrupt took",
 ];
 
