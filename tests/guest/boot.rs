@@ -13,9 +13,9 @@ echo "memory $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)."
 dmesg -r | grep '^<[0-4]>' | sed 's/^/warning /'
 "#;
 
-/// Warnings that are not ours: QEMU's microvm has them in the same lab, too.
+/// Warnings that are the lab's or the kernel's, not ours; each says how far that is known.
 const KNOWN_WARNINGS: &[&str] = &[
-    // Of the lab's CPU and its microcode.
+    // Of the lab's CPU and its microcode; QEMU's microvm has it in the same lab.
     "Speculative Return Stack Overflow:",
     // What our kernel says where it has more than 4 GiB and, by its configuration, no bounce buffers.
     "software IO TLB: No low mem",
