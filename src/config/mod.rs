@@ -1,16 +1,29 @@
 //! What was asked for: plain data, read from the command line or from JSON, validated once. No file
 //! descriptors, no live objects.
 
+mod boot;
+mod console;
+mod cpu;
+mod disk;
+mod log;
+mod memory;
+mod net;
 mod options;
 mod size;
 
 use std::path::{Path, PathBuf};
 
-use cofferdam_boot::{CommandLine, CommandLineError};
-use cofferdam_devices::virtio::net::{MacAddress, MacError};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use cofferdam_boot::CommandLineError;
+use cofferdam_devices::virtio::net::MacError;
+use serde::{Deserialize, Serialize};
 
+pub use boot::{BootConfig, Hardware, Pages, Protocol};
+pub use console::ConsoleConfig;
+pub use cpu::CpuConfig;
+pub use disk::{Cache, DiskConfig};
+pub use log::{LogConfig, LogLevel};
+pub use memory::{HugePages, MemoryConfig};
+pub use net::NetConfig;
 pub use options::{OptionsError, parse_options};
 pub use size::{MemorySize, SizeError};
 
@@ -74,267 +87,6 @@ impl Default for Grace {
     fn default() -> Self {
         Self(10)
     }
-}
-
-/// What to boot, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BootConfig {
-    /// An ELF `vmlinux` or a `bzImage`. The default guest's, where none is named.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<PathBuf>,
-    /// The initial RAM disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<PathBuf>,
-    /// The user's part of the kernel command line; ours comes before it, so this has the last word.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cmdline: Option<String>,
-    /// How the kernel is entered; chosen by the kernel's format where not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<Protocol>,
-    /// How the kernel and the initrd come into guest memory.
-    pub pages: Pages,
-    /// Whether hardware is described by ACPI, or by the command line and an MP table.
-    pub hardware: Hardware,
-}
-
-/// How a kernel is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// Linux's 64-bit entry (vmlinux) or hand-over (bzImage).
-    Linux,
-    /// The PVH entry of a vmlinux.
-    Pvh,
-}
-
-/// How file pages come into guest memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Pages {
-    /// Read into huge pages: fewest page faults.
-    #[default]
-    Copy,
-    /// Mapped privately from the file: VMs share what none of them writes.
-    Map,
-}
-
-/// How the guest learns of its hardware.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Hardware {
-    /// ACPI tables.
-    #[default]
-    Acpi,
-    /// For kernels without ACPI: an MP table, and virtio devices on the command line.
-    Cmdline,
-}
-
-/// vCPUs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CpuConfig {
-    /// How many: 1 to 32.
-    #[serde(deserialize_with = "cpu_count")]
-    pub count: u8,
-    /// A CPU template (JSON) that masks CPUID and MSR bits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template: Option<PathBuf>,
-    /// Gives the guest the old programmable interval timer, for kernels that cannot do without.
-    #[serde(skip_serializing_if = "is_default")]
-    pub pit: bool,
-}
-
-/// A number of vCPUs; what does not fit a byte is refused like all that is out of range.
-fn cpu_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
-    let count = u64::deserialize(deserializer)?;
-    u8::try_from(count).map_err(|_| D::Error::custom(ConfigError::Cpus(count)))
-}
-
-impl Default for CpuConfig {
-    fn default() -> Self {
-        Self {
-            count: 1,
-            template: None,
-            pit: false,
-        }
-    }
-}
-
-/// Guest memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MemoryConfig {
-    /// How much.
-    pub size: MemorySize,
-    /// Explicit huge pages of the host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hugepages: Option<HugePages>,
-}
-
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self {
-            size: MemorySize::from_mib(256),
-            hugepages: None,
-        }
-    }
-}
-
-/// Sizes of explicit huge pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-pub enum HugePages {
-    /// Pages of 2 MiB.
-    #[serde(rename = "2M")]
-    #[value(name = "2M")]
-    Mib2,
-}
-
-/// Where the serial console leads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ConsoleConfig {
-    /// The monitor's standard input and output.
-    #[default]
-    Stdio,
-    /// Nowhere: the guest has no serial port.
-    Off,
-    /// Output goes to a file, which is made or emptied.
-    File(PathBuf),
-    /// A Unix socket that the monitor listens on.
-    Socket(PathBuf),
-    /// A pseudoterminal; its name is in the log.
-    Pty,
-}
-
-impl std::str::FromStr for ConsoleConfig {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            None => match text {
-                "stdio" => Ok(Self::Stdio),
-                "off" => Ok(Self::Off),
-                "pty" => Ok(Self::Pty),
-                _ => Err("expected stdio, off, pty, file=PATH or socket=PATH".into()),
-            },
-            Some((_, "")) => Err("the path is empty".into()),
-            Some(("file", path)) => Ok(Self::File(path.into())),
-            Some(("socket", path)) => Ok(Self::Socket(path.into())),
-            Some(_) => Err("expected stdio, off, pty, file=PATH or socket=PATH".into()),
-        }
-    }
-}
-
-impl std::fmt::Display for ConsoleConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Stdio => f.write_str("stdio"),
-            Self::Off => f.write_str("off"),
-            Self::Pty => f.write_str("pty"),
-            Self::File(path) => write!(f, "file={}", path.display()),
-            Self::Socket(path) => write!(f, "socket={}", path.display()),
-        }
-    }
-}
-
-impl Serialize for ConsoleConfig {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ConsoleConfig {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
-
-/// A virtio-blk disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// A raw image or a block device.
-    pub path: PathBuf,
-    /// The guest may not write. Several VMs may share such a disk.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub ro: bool,
-    /// The serial number that the guest sees, at most 20 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// What a flush of the guest does.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub cache: Cache,
-}
-
-/// What a flush of the guest does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cache {
-    /// It reaches the disk.
-    #[default]
-    Writeback,
-    /// Nothing: fast, and a crash of the host loses data. For disks that are thrown away.
-    Unsafe,
-}
-
-/// A virtio-net interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetConfig {
-    /// The tap's name: attached to if it exists, else made (and gone with the monitor). A `%d` in
-    /// it is filled in by the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tap: Option<String>,
-    /// An open tap that the monitor inherits, by descriptor number, instead of a name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fd: Option<i32>,
-    /// The guest's MAC address; a random, locally administered one where not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
-    /// The MTU that the guest is told.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "mtu")]
-    pub mtu: Option<u16>,
-}
-
-/// An MTU; what does not fit 16 bits is refused like all that is out of range.
-fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    let Some(mtu) = Option::<u64>::deserialize(deserializer)? else {
-        return Ok(None);
-    };
-    let mtu = u16::try_from(mtu).map_err(|_| D::Error::custom(ConfigError::Mtu(mtu)))?;
-    Ok(Some(mtu))
-}
-
-/// The log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// The least severe level that is written.
-    pub level: LogLevel,
-    /// The file that it goes to; standard error where not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-}
-
-/// Levels of the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What stops the VM.
-    Error,
-    /// What someone should look at.
-    #[default]
-    Warn,
-    /// Milestones.
-    Info,
-    /// Details.
-    Debug,
-    /// Everything.
-    Trace,
 }
 
 /// What is wrong with a configuration. Each names the field.
@@ -411,24 +163,9 @@ impl VmConfig {
     /// Checks all that can be said without touching the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.boot.validate()?;
-        if !(1..=MAX_CPUS).contains(&self.cpus.count) {
-            return Err(ConfigError::Cpus(self.cpus.count.into()));
-        }
-        if self.memory.size < MIN_MEMORY {
-            return Err(ConfigError::Memory(self.memory.size));
-        }
-        if self.memory.hugepages.is_some() && !self.memory.size.bytes().is_multiple_of(2 << 20) {
-            return Err(ConfigError::HugePages(self.memory.size));
-        }
-        for disk in self.all_disks() {
-            not_empty("disk", Some(&disk.path))?;
-            if let Some(id) = disk.id.as_ref().filter(|id| id.len() > 20) {
-                return Err(ConfigError::DiskId {
-                    path: disk.path.clone(),
-                    id: id.clone(),
-                });
-            }
-        }
+        self.cpus.validate()?;
+        self.memory.validate()?;
+        self.all_disks().try_for_each(DiskConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
         let devices = self.all_disks().count() + self.nets.len() + usize::from(self.rng.0);
         if devices > MAX_DEVICES {
@@ -443,40 +180,10 @@ impl VmConfig {
     }
 }
 
-impl BootConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
-        not_empty("kernel", self.kernel.as_deref())?;
-        not_empty("initrd", self.initrd.as_deref())?;
-        if let Some(text) = &self.cmdline {
-            // How much of it there may be depends on the kernel.
-            CommandLine::new(text, usize::MAX)?;
-        }
-        Ok(())
-    }
-}
-
 fn not_empty(field: &'static str, path: Option<&Path>) -> Result<(), ConfigError> {
     match path {
         Some(path) if path.as_os_str().is_empty() => Err(ConfigError::NoPath(field)),
         _ => Ok(()),
-    }
-}
-
-impl NetConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
-        if self.tap.is_some() == self.fd.is_some() {
-            return Err(ConfigError::Tap);
-        }
-        self.mac_address()?;
-        match self.mtu {
-            Some(mtu) if mtu < 68 => Err(ConfigError::Mtu(mtu.into())),
-            _ => Ok(()),
-        }
-    }
-
-    /// The MAC address, if one is given. It must be that of one host, not of a group.
-    pub fn mac_address(&self) -> Result<Option<MacAddress>, ConfigError> {
-        Ok(self.mac.as_deref().map(str::parse).transpose()?)
     }
 }
 

@@ -1,30 +1,31 @@
 //! The devices of a VM: made from the configuration, put on their buses, given their interrupt
 //! lines.
 
+mod console;
+mod disk;
+mod legacy;
+mod net;
+
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use cofferdam_boot::acpi::{Serial as SerialAddress, VirtioMmio};
 use cofferdam_devices::GuestMemory;
 use cofferdam_devices::bus::{Bus, BusDevice, BusError};
 use cofferdam_devices::console::{Console, ConsoleError};
-use cofferdam_devices::legacy::{
-    BootTimer, ExitStatus, I8042, Power, PowerEvent, PowerHandler, PvPanic, Serial,
-};
+use cofferdam_devices::legacy::ExitStatus;
 use cofferdam_devices::virtio::VirtioDevice;
-use cofferdam_devices::virtio::block::{self, Block, Disk, DiskError, DiskOptions};
+use cofferdam_devices::virtio::block::{Block, DiskError};
 use cofferdam_devices::virtio::mmio::{MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY};
-use cofferdam_devices::virtio::net::{MacAddress, Net, Tap, TapError};
+use cofferdam_devices::virtio::net::TapError;
 use cofferdam_devices::virtio::rng::Rng;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Subscriber;
-use super::lifecycle::{StopReason, Stopper};
+use super::lifecycle::Stopper;
 use crate::arch::layout;
-use crate::config::{Cache, ConfigError, ConsoleConfig, DiskConfig, NetConfig, VmConfig};
-use crate::telemetry;
+use crate::config::{ConfigError, VmConfig};
 
 /// Why a VM cannot have its devices.
 #[derive(Debug, thiserror::Error)]
@@ -156,94 +157,6 @@ impl<'a> Devices<'a> {
         Ok(devices)
     }
 
-    /// The small devices at fixed ports.
-    fn add_legacy(&mut self, stopper: &Stopper) -> Result<(), DeviceError> {
-        let power = power_handler(stopper.clone());
-        self.add_ports(I8042::BASE, I8042::LEN, "i8042", I8042::new(power.clone()))?;
-        self.add_ports(Power::BASE, Power::LEN, "power", Power::new(power.clone()))?;
-        self.add_ports(PvPanic::BASE, PvPanic::LEN, "pvpanic", PvPanic::new(power))?;
-        let timer = BootTimer::new(telemetry::start(), |time| {
-            log::info!(
-                "the guest's init runs {} us after the monitor's start",
-                time.as_micros()
-            );
-        });
-        self.exit_status = timer.exit_status();
-        self.add_ports(BootTimer::BASE, BootTimer::LEN, "boot timer", timer)
-    }
-
-    /// The serial port, with what it leads to.
-    fn add_console(
-        &mut self,
-        config: &ConsoleConfig,
-        stopper: &Stopper,
-    ) -> Result<(), DeviceError> {
-        let irq = event_fd()?;
-        let line = irq.try_clone().map_err(DeviceError::EventFd)?;
-        let quit = stopper.clone();
-        let console = match config {
-            ConsoleConfig::Off => return Ok(()),
-            ConsoleConfig::Stdio => Console::stdio(irq, move || quit.stop(StopReason::Quit)),
-            ConsoleConfig::File(path) => Console::file(irq, path, false),
-            ConsoleConfig::Socket(path) => Console::socket(irq, path),
-            ConsoleConfig::Pty => Console::pty(irq),
-        }?;
-        if let Some(path) = console.pty_path() {
-            // Whoever asked for a pty needs its name, whatever the log's level.
-            eprintln!("cofferdam: the console is at {}", path.display());
-        }
-        self.vm
-            .register_irqfd(&line, layout::SERIAL_GSI)
-            .map_err(DeviceError::Irq)?;
-        self.pio
-            .insert(Serial::COM1_BASE, Serial::LEN, "serial", console.serial())?;
-        let port = u16::try_from(Serial::COM1_BASE).unwrap_or_default();
-        self.serial = Some(SerialAddress {
-            port,
-            gsi: layout::SERIAL_GSI,
-        });
-        let console = Arc::new(Mutex::new(console));
-        self.subscribers.push(console.clone());
-        self.console = Some(console);
-        Ok(())
-    }
-
-    fn add_disk(&mut self, config: &DiskConfig) -> Result<(), DeviceError> {
-        let disk = Disk::open(&DiskOptions {
-            path: config.path.clone(),
-            read_only: config.ro,
-            cache: match config.cache {
-                Cache::Writeback => block::Cache::Writeback,
-                Cache::Unsafe => block::Cache::Unsafe,
-            },
-        })?;
-        let block = Block::new(disk, config.id.as_deref().unwrap_or_default());
-        let block = Arc::new(Mutex::new(block));
-        self.disks.push(block.clone());
-        self.add_virtio("block", block)
-    }
-
-    fn add_net(&mut self, config: &NetConfig) -> Result<(), DeviceError> {
-        let tap = match (&config.tap, config.fd) {
-            (Some(name), _) => match Tap::attach(name) {
-                Err(TapError::Missing(_)) => Tap::create(name, config.mtu)?,
-                tap => tap?,
-            },
-            (None, Some(fd)) => Tap::from_fd(inherited(fd)?).map_err(|error| match error {
-                // The user knows the descriptor that was copied, not the copy.
-                TapError::Inherited(_) => TapError::Inherited(fd),
-                error => error,
-            })?,
-            (None, None) => return Err(ConfigError::Tap.into()),
-        };
-        let mac = match config.mac_address()? {
-            Some(mac) => mac,
-            None => MacAddress::random().map_err(DeviceError::Random)?,
-        };
-        log::info!("net: tap {}, the guest's MAC address is {mac}", tap.name());
-        self.add_virtio("net", Arc::new(Mutex::new(Net::new(tap, mac, config.mtu))))
-    }
-
     fn add_ports(
         &mut self,
         base: u64,
@@ -297,27 +210,4 @@ impl<'a> Devices<'a> {
 
 fn event_fd() -> Result<EventFd, DeviceError> {
     EventFd::new(EFD_NONBLOCK).map_err(DeviceError::EventFd)
-}
-
-/// A copy of a descriptor that whoever started us has left open for us. A copy, since nothing
-/// proves that the number is not one of our own files.
-fn inherited(number: i32) -> Result<OwnedFd, DeviceError> {
-    if number < 0 {
-        return Err(DeviceError::Descriptor(number));
-    }
-    // SAFETY: the borrow ends with the statement, in which nobody closes a descriptor; that it is
-    // not open at all is an error of the call.
-    let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|_| DeviceError::Descriptor(number))
-}
-
-/// What the guest asks of the power registers, done.
-fn power_handler(stopper: Stopper) -> PowerHandler {
-    Arc::new(move |event| match event {
-        PowerEvent::PowerOff => stopper.stop(StopReason::PowerOff),
-        PowerEvent::Reset => stopper.stop(StopReason::Reset),
-        PowerEvent::Panic => stopper.panicked(),
-        // A crash kernel goes on, and ends the VM in its own time.
-        PowerEvent::CrashLoaded => {}
-    })
 }
