@@ -9,6 +9,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 mod queue_config;
+pub mod rate_limit;
 pub mod rng;
 pub mod subscriber;
 
