@@ -174,6 +174,7 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
         pio,
         mmio,
         subscribers,
+        workers,
         exit_status,
         console,
         disks,
@@ -185,6 +186,7 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
     Ok(Vm {
         _fd: vm,
         vcpus,
+        workers,
         buses: Arc::new(Buses { pio, mmio }),
         events,
         stopper,

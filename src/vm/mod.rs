@@ -7,6 +7,7 @@ mod lifecycle;
 mod memory;
 mod signals;
 mod vcpu;
+mod worker;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,7 @@ pub use memory::MemoryError;
 
 use signals::Received;
 use vcpu::{Buses, Vcpu, VcpuThread};
+use worker::{Worker, WorkerThread};
 
 /// What the main loop dispatches to.
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -38,6 +40,7 @@ pub struct Vm {
     /// Held for its irqfds: closing it disconnects them, though the vCPUs would run on.
     _fd: VmFd,
     vcpus: Vec<Vcpu>,
+    workers: Vec<Worker>,
     buses: Arc<Buses>,
     events: EventManager<Subscriber>,
     stopper: Stopper,
@@ -62,7 +65,7 @@ impl std::fmt::Debug for Vm {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A thread cannot be started.
-    #[error("cannot start a vCPU's thread")]
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// The main loop failed.
     #[error("the main loop cannot wait for events: {0}")]
@@ -88,6 +91,7 @@ impl End {
 impl Vm {
     /// Runs the VM to its end, whichever comes first: the guest's, the user's or the host's.
     pub fn run(mut self) -> Result<End, RunError> {
+        let workers = self.start_workers()?;
         let mut threads = Vec::with_capacity(self.vcpus.len());
         let started = self.start_vcpus(&mut threads);
         let result = started.and_then(|()| self.main_loop());
@@ -98,12 +102,18 @@ impl Vm {
             thread.kick();
         }
         threads.into_iter().for_each(VcpuThread::join);
+        drop(workers);
         self.settle();
         let reason = self.stopper.reason().unwrap_or(StopReason::Monitor);
         result.map(|()| End {
             reason,
             status: self.exit_status.get(),
         })
+    }
+
+    fn start_workers(&mut self) -> Result<Vec<WorkerThread>, RunError> {
+        let started = self.workers.drain(..).map(Worker::start);
+        started.collect::<io::Result<_>>().map_err(RunError::Thread)
     }
 
     fn start_vcpus(&mut self, threads: &mut Vec<VcpuThread>) -> Result<(), RunError> {

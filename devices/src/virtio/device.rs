@@ -1,5 +1,8 @@
 //! What a virtio device is, apart from the transport that carries it.
 
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
 use event_manager::{EventOps, Events};
 
 use super::{Interrupt, VirtQueue};
@@ -62,8 +65,9 @@ pub trait VirtioDevice: Send {
     /// The device's own features and those of its rings. VIRTIO_F_VERSION_1 is the transport's.
     fn features(&self) -> u64;
 
-    /// The driver reads the device's configuration space. What lies outside reads as zeros, which
-    /// `data` holds already.
+    /// The device's configuration space from byte `offset` on. What lies outside reads as zeros,
+    /// which `data` holds already. The transport asks at the start and after each write of the
+    /// driver; of any other change the device tells by [`Interrupt::config_change`].
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// The driver writes to the configuration space. Most devices have nothing to write to.
@@ -86,4 +90,41 @@ pub trait VirtioDevice: Send {
     /// A descriptor that `register` or `kick` added has something to say; also when the device is
     /// inactive, and then it must be silenced, since the loop would call again at once.
     fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {}
+
+    /// The parts of the device that run on threads of their own, with the queues that each serves;
+    /// always the same ones. The device itself is not told of these queues' kicks.
+    fn lanes(&self) -> Lanes {
+        Vec::new()
+    }
+}
+
+/// A device's lanes, each with the queues that it serves.
+pub type Lanes = Vec<(Range<usize>, Arc<Mutex<dyn Lane>>)>;
+
+/// A part of a device that serves some of its queues under a lock of its own. The device hands it
+/// its queues at activation and takes them back at reset; the methods are those of
+/// [`VirtioDevice`], for these queues only.
+pub trait Lane: Send {
+    /// The lane's event loop starts.
+    fn register(&mut self, _ops: &mut EventOps) {}
+
+    /// The driver kicked `queue`, counted as the device counts.
+    fn kick(&mut self, queue: usize, ops: &mut EventOps);
+
+    /// A descriptor that the lane added has something to say.
+    fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {}
+}
+
+impl<D: VirtioDevice + ?Sized> Lane for D {
+    fn register(&mut self, ops: &mut EventOps) {
+        VirtioDevice::register(self, ops);
+    }
+
+    fn kick(&mut self, queue: usize, ops: &mut EventOps) {
+        VirtioDevice::kick(self, queue, ops);
+    }
+
+    fn host_event(&mut self, events: Events, ops: &mut EventOps) {
+        VirtioDevice::host_event(self, events, ops);
+    }
 }

@@ -1,96 +1,105 @@
-//! How a device gets the driver's attention.
+//! How a device gets its driver's attention.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::registers::Registers;
 
 /// Bit of InterruptStatus: the device used a buffer (virtio 1.2, section 4.2.2).
 pub const USED_BUFFER: u32 = 1;
 /// Bit of InterruptStatus: the configuration, or the device's status, changed.
 pub const CONFIG_CHANGE: u32 = 2;
-/// Kept beside the two above, never shown to the driver as an interrupt: the device cannot go on
-/// and the status register shows DEVICE_NEEDS_RESET.
-const NEEDS_RESET: u32 = 1 << 31;
+/// Bit of the device status: the device cannot go on.
+const NEEDS_RESET: u32 = virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
-/// What the device and the transport say to each other about interrupts.
-#[derive(Debug, Default)]
-struct State {
-    status: AtomicU32,
-    /// Counts the changes of the configuration space; a reset does not set it back.
-    generation: AtomicU32,
-}
-
-/// A device's interrupt line: an irqfd, and the status word that tells the driver why it rang.
+/// A device's interrupt line: an irqfd, and the registers that tell the driver why it rang.
 /// Clones ring the same line.
+///
+/// While the device is active, InterruptStatus always says that a buffer was used: the line is the
+/// device's own and rings for nothing else but what the other bit says, so drivers that look at
+/// their queues each time lose nothing, and neither setting nor acknowledging the bit takes an exit.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
-    state: Arc<State>,
+    registers: Registers,
     irqfd: Arc<EventFd>,
 }
 
 impl Interrupt {
-    /// A line that rings `irqfd`.
-    pub fn new(irqfd: EventFd) -> Self {
+    /// A line that rings `irqfd`, with its causes in `registers`.
+    pub fn new(irqfd: EventFd, registers: Registers) -> Self {
         Self {
-            state: Arc::default(),
+            registers,
             irqfd: Arc::new(irqfd),
         }
     }
 
-    /// The event file descriptor that KVM turns into an interrupt.
+    /// The event file descriptor that KVM turns into an interrupt. While the device is active,
+    /// writing to it is all that "used buffers" needs: another process may do so.
     pub fn irqfd(&self) -> &EventFd {
         &self.irqfd
     }
 
     /// Tells the driver that buffers were used.
     pub fn used_buffer(&self) {
-        self.ring(USED_BUFFER);
+        // The counter cannot overflow in practice (2^64 - 2 interrupts that KVM never took); if it
+        // did, an interrupt is pending anyway.
+        let _ = self.irqfd.write(1);
     }
 
-    /// Tells the driver that the device's configuration space changed. Call it after the change,
-    /// with the device's lock held since before it.
-    pub fn config_change(&self) {
-        self.state.generation.fetch_add(1, Ordering::AcqRel);
-        self.ring(CONFIG_CHANGE);
+    /// Tells the driver that the device's configuration space changed; `config` is all of it as it
+    /// is now. Call it with the device's lock held.
+    ///
+    /// The driver may read while the bytes change. The generation tells it so if it notices, and
+    /// the interrupt makes it read again in any case.
+    pub fn config_change(&self, config: &[u8]) {
+        self.registers.store_config(config);
+        let generation = self.generation().wrapping_add(1);
+        self.registers
+            .store(reg::VIRTIO_MMIO_CONFIG_GENERATION, generation);
+        self.change();
     }
 
     /// Tells the driver that the device cannot go on: what it found in the rings cannot be.
     pub fn needs_reset(&self) {
-        self.ring(NEEDS_RESET | CONFIG_CHANGE);
+        self.registers
+            .set_bits(reg::VIRTIO_MMIO_STATUS, NEEDS_RESET);
+        self.change();
     }
 
-    /// What the driver reads as InterruptStatus.
-    pub fn status(&self) -> u32 {
-        self.state.status.load(Ordering::Acquire) & (USED_BUFFER | CONFIG_CHANGE)
-    }
-
-    /// What the driver reads as ConfigGeneration: another number after each change.
+    /// What the driver reads as ConfigGeneration: another number after each change. A reset does
+    /// not set it back.
     pub fn generation(&self) -> u32 {
-        self.state.generation.load(Ordering::Acquire)
-    }
-
-    /// The driver acknowledges the bits of `bits`.
-    pub fn acknowledge(&self, bits: u32) {
-        self.state
-            .status
-            .fetch_and(!(bits & (USED_BUFFER | CONFIG_CHANGE)), Ordering::AcqRel);
+        self.registers.load(reg::VIRTIO_MMIO_CONFIG_GENERATION)
     }
 
     /// Whether the device said that it cannot go on.
     pub fn is_reset_needed(&self) -> bool {
-        self.state.status.load(Ordering::Acquire) & NEEDS_RESET != 0
+        self.registers.load(reg::VIRTIO_MMIO_STATUS) & NEEDS_RESET != 0
+    }
+
+    /// The driver started the device.
+    pub(super) fn start(&self) {
+        self.registers
+            .set_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, USED_BUFFER);
+    }
+
+    /// The driver acknowledges the bits of `bits`.
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.registers
+            .clear_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, bits & CONFIG_CHANGE);
     }
 
     /// The driver reset the device: nothing is pending any more.
-    pub fn clear(&self) {
-        self.state.status.store(0, Ordering::Release);
+    pub(super) fn clear(&self) {
+        self.registers.store(reg::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
+        self.registers.store(reg::VIRTIO_MMIO_STATUS, 0);
     }
 
-    fn ring(&self, bits: u32) {
-        self.state.status.fetch_or(bits, Ordering::AcqRel);
-        // The counter cannot overflow in practice (2^64 - 2 interrupts that KVM never took); if it
-        // did, an interrupt is pending anyway.
+    fn change(&self) {
+        self.registers
+            .set_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, CONFIG_CHANGE);
         let _ = self.irqfd.write(1);
     }
 }
@@ -101,17 +110,26 @@ mod tests {
 
     /// If it fails, the driver loses a cause of interrupt, or the device forgets that it is broken.
     #[test]
-    fn an_acknowledgement_clears_causes_but_not_the_need_for_a_reset() {
-        let line = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    fn an_acknowledgement_clears_a_change_but_not_the_need_for_a_reset() {
+        let registers = Registers::new();
+        let line = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), registers.clone());
+        let status = || registers.load(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+        line.start();
         line.used_buffer();
-        line.config_change();
-        line.acknowledge(USED_BUFFER);
-        assert_eq!((line.status(), line.generation()), (CONFIG_CHANGE, 1));
+        line.config_change(&[7]);
+        assert_eq!(
+            (status(), line.generation()),
+            (USED_BUFFER | CONFIG_CHANGE, 1)
+        );
+        assert_eq!(registers.load(0x100), 7);
+        line.acknowledge(u32::MAX);
+        assert_eq!(status(), USED_BUFFER);
         line.clone().needs_reset();
         line.acknowledge(u32::MAX);
-        assert_eq!((line.status(), line.is_reset_needed()), (0, true));
+        assert_eq!((status(), line.is_reset_needed()), (USED_BUFFER, true));
         line.clear();
-        assert_eq!((line.is_reset_needed(), line.generation()), (false, 1));
+        assert_eq!((status(), line.is_reset_needed()), (0, false));
+        assert_eq!(line.generation(), 1);
         assert_eq!(line.irqfd().read().unwrap(), 3);
     }
 }

@@ -1,41 +1,47 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2): a page of registers through
 //! which the driver finds the device, agrees on features, sets up its queues and starts it.
 //!
+//! What the driver reads is memory ([`Registers`]), kept true here; what it writes is trapped.
 //! Nothing here trusts the driver: a write that comes in the wrong state, of the wrong size or for
 //! a queue that is not there changes nothing.
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue_config::QueueConfig;
+use super::registers::{CONFIG, PAGE_SIZE, Registers};
 use super::subscriber::Subscriber;
-use super::{Activation, Interrupt, VirtQueue, VirtioDevice};
+use super::{Activation, Interrupt, Lane, VirtQueue, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::log_limit::log_limited;
 
 /// Bytes of guest address space that a device takes.
-pub const MMIO_SIZE: u64 = 0x1000;
+pub const MMIO_SIZE: u64 = PAGE_SIZE as u64;
 /// Offset of the register that the driver kicks a queue with: where the monitor puts an ioeventfd
 /// for each of [`MmioTransport::kicks`], 4 bytes wide, matching the queue's number.
 pub const QUEUE_NOTIFY: u64 = 0x50;
+/// Offset of the register that the driver acknowledges interrupts with. To acknowledge used buffers
+/// alone, [`USED_BUFFER`](super::interrupt::USED_BUFFER), changes nothing, so the monitor may put an
+/// ioeventfd there that nobody reads.
+pub const INTERRUPT_ACK: u64 = 0x64;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
 /// "COFR", little-endian.
 const VENDOR: u32 = 0x5246_4f43;
-/// First byte of the device's configuration space.
-const CONFIG: u64 = 0x100;
+/// Bytes of the longest configuration space there is.
+const CONFIG_SIZE: usize = 256;
 /// SHMLenLow to SHMBaseHigh; -1 says that there is no shared memory region.
 const SHM: std::ops::RangeInclusive<u32> = 0xb0..=0xbc;
 
@@ -44,7 +50,6 @@ const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
 const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
-const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// Why a device cannot be put behind a transport.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +69,10 @@ pub enum MmioError {
 pub struct MmioTransport {
     name: String,
     device: Arc<Mutex<dyn VirtioDevice>>,
-    device_type: u32,
     /// What the device offers, VERSION_1 included.
     offered: u64,
     mem: GuestMemory,
+    registers: Registers,
     interrupt: Interrupt,
     kicks: Vec<Arc<EventFd>>,
     status: u32,
@@ -91,11 +96,20 @@ impl MmioTransport {
         irqfd: EventFd,
     ) -> Result<Self, MmioError> {
         let name = name.into();
-        let (device_type, offered, sizes) = {
+        let registers = Registers::new();
+        let (offered, sizes) = {
             let device = lock(&device);
+            registers.store(reg::VIRTIO_MMIO_DEVICE_ID, device.device_type());
+            registers.store_config(&config_of(&*device));
             let offered = device.features() | 1 << VIRTIO_F_VERSION_1;
-            (device.device_type(), offered, device.queue_sizes().to_vec())
+            (offered, device.queue_sizes().to_vec())
         };
+        registers.store(reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
+        registers.store(reg::VIRTIO_MMIO_VERSION, 2);
+        registers.store(reg::VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        for register in SHM.step_by(4) {
+            registers.store(register, u32::MAX);
+        }
         let kicks = sizes.iter().map(|_| {
             // Non-blocking: a vCPU must never wait for the event loop to read the counter.
             EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new)
@@ -104,13 +118,13 @@ impl MmioTransport {
             Ok(kicks) => kicks,
             Err(source) => return Err(MmioError::EventFd { name, source }),
         };
-        Ok(Self {
+        let transport = Self {
             name,
             device,
-            device_type,
             offered,
             mem,
-            interrupt: Interrupt::new(irqfd),
+            interrupt: Interrupt::new(irqfd, registers.clone()),
+            registers,
             kicks,
             status: 0,
             accepted: [0; 2],
@@ -119,7 +133,9 @@ impl MmioTransport {
             driver_features_sel: 0,
             queue_sel: 0,
             queues: sizes.into_iter().map(QueueConfig::new).collect(),
-        })
+        };
+        transport.publish();
+        Ok(transport)
     }
 
     /// The event file descriptors that the driver's kicks arrive at, one a queue, in their order.
@@ -132,9 +148,29 @@ impl MmioTransport {
         &self.interrupt
     }
 
-    /// The device as a member of an event loop: of the main loop's, or of a worker's own.
-    pub fn subscriber(&self) -> Subscriber {
-        Subscriber::new(self.name.clone(), self.device.clone(), self.kicks.clone())
+    /// The page that the driver reads. It may be mapped read-only where the registers are.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    /// The device as a member of an event loop, with the queues that none of its lanes serves.
+    pub fn subscriber(&self) -> Subscriber<dyn VirtioDevice> {
+        let lanes = lock(&self.device).lanes();
+        let is_served = |queue: &usize| lanes.iter().any(|(queues, _)| queues.contains(queue));
+        let kicks = self.kicks.iter().cloned().enumerate();
+        let kicks = kicks.filter(|(queue, _)| !is_served(queue));
+        Subscriber::new(self.name.clone(), self.device.clone(), kicks.collect())
+    }
+
+    /// The device's lanes, each to run on a worker of its own.
+    pub fn lanes(&self) -> Vec<Subscriber<dyn Lane>> {
+        let lanes = lock(&self.device).lanes();
+        let subscriber = |(queues, lane): (Range<usize>, _)| {
+            let kicks = self.kicks.iter().cloned().enumerate();
+            let kicks = kicks.filter(|(queue, _)| queues.contains(queue));
+            Subscriber::new(self.name.clone(), lane, kicks.collect())
+        };
+        lanes.into_iter().map(subscriber).collect()
     }
 
     fn features(&self) -> u64 {
@@ -156,28 +192,22 @@ impl MmioTransport {
         queue.filter(|_| self.status & states == FEATURES_OK)
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        match register {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => 2,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.device_type,
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
-                0 => low(self.offered),
-                1 => low(self.offered >> 32),
-                _ => 0,
-            },
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected().map_or(0, |q| q.max_size.into()),
-            reg::VIRTIO_MMIO_QUEUE_READY => self.selected().map_or(0, |q| q.is_ready.into()),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
-            reg::VIRTIO_MMIO_STATUS if self.interrupt.is_reset_needed() => {
-                self.status | NEEDS_RESET
-            }
-            reg::VIRTIO_MMIO_STATUS => self.status,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
-            register if SHM.contains(&register) => u32::MAX,
+    /// Brings the registers that depend on what the driver wrote up to date.
+    fn publish(&self) {
+        let registers = &self.registers;
+        let features = match self.device_features_sel {
+            0 => low(self.offered),
+            1 => low(self.offered >> 32),
             _ => 0,
-        }
+        };
+        registers.store(reg::VIRTIO_MMIO_DEVICE_FEATURES, features);
+        let (size, is_ready) = self.selected().map_or((0, 0), |queue| {
+            (queue.max_size.into(), queue.is_ready.into())
+        });
+        registers.store(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, size);
+        registers.store(reg::VIRTIO_MMIO_QUEUE_READY, is_ready);
+        // Bits are only added, but for a reset; the device may add one of its own at any time.
+        registers.set_bits(reg::VIRTIO_MMIO_STATUS, self.status);
     }
 
     fn write_register(&mut self, register: u32, value: u32) {
@@ -305,6 +335,7 @@ impl MmioTransport {
             features,
             interrupt: self.interrupt.clone(),
         };
+        self.interrupt.start();
         let result = lock(&self.device).activate(activation);
         match result {
             Ok(()) => (0..).zip(&self.kicks).for_each(|(i, _)| self.kick(i)),
@@ -333,21 +364,18 @@ impl MmioTransport {
 
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            data.fill(0);
-            return lock(&self.device).read_config(offset, data);
-        }
-        if let (Some(register), Ok(data)) = (register(offset), <&mut [u8; 4]>::try_from(data)) {
-            *data = self.read_register(register).to_le_bytes();
-        }
+        self.registers.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            return lock(&self.device).write_config(offset, data);
+        if let Some(offset) = offset.checked_sub(CONFIG as u64) {
+            let mut device = lock(&self.device);
+            device.write_config(offset, data);
+            return self.registers.store_config(&config_of(&*device));
         }
         if let (Some(register), Ok(data)) = (register(offset), <[u8; 4]>::try_from(data)) {
             self.write_register(register, u32::from_le_bytes(data));
+            self.publish();
         }
     }
 }
@@ -386,6 +414,13 @@ fn register(offset: u64) -> Option<u32> {
 /// A device whose lock a panic poisoned is still a device; what it does next is its own affair.
 pub(super) fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The device's configuration space, with zeros behind it.
+fn config_of(device: &dyn VirtioDevice) -> [u8; CONFIG_SIZE] {
+    let mut config = [0; CONFIG_SIZE];
+    device.read_config(0, &mut config);
+    config
 }
 
 /// The low half.

@@ -5,7 +5,7 @@ mod hostile;
 
 use std::sync::{Arc, Mutex};
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -15,7 +15,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
 use super::mmio::MmioTransport;
-use super::subscriber::Subscriber;
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 
@@ -77,7 +76,7 @@ pub(crate) struct MockDriver<D: VirtioDevice + 'static> {
     pub(crate) rings: Vec<MockRing>,
     /// Whether [`Self::submit`] puts the descriptors of a request in a table of their own.
     pub(crate) is_indirect: bool,
-    events: EventManager<Subscriber>,
+    events: EventManager<Box<dyn MutEventSubscriber>>,
     irqfd: EventFd,
     next_buffer: u64,
 }
@@ -91,7 +90,10 @@ impl<D: VirtioDevice + 'static> MockDriver<D> {
         let line = irqfd.try_clone().unwrap();
         let transport = MmioTransport::new("mock", device.clone(), mem.clone(), line).unwrap();
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(transport.subscriber());
+        events.add_subscriber(Box::new(transport.subscriber()) as Box<dyn MutEventSubscriber>);
+        for lane in transport.lanes() {
+            events.add_subscriber(Box::new(lane));
+        }
         Self {
             mem,
             device,

@@ -10,6 +10,7 @@ pub mod net;
 pub mod queue;
 mod queue_config;
 pub mod rate_limit;
+pub mod registers;
 pub mod rng;
 pub mod subscriber;
 
@@ -18,6 +19,7 @@ pub(crate) mod mock;
 
 pub use buffers::Buffers;
 pub use chain::Chain;
-pub use device::{ActivateError, Activation, VirtioDevice};
+pub use device::{ActivateError, Activation, Lane, Lanes, VirtioDevice};
 pub use interrupt::Interrupt;
 pub use queue::{QueueError, VirtQueue};
+pub use registers::Registers;

@@ -16,14 +16,20 @@ use cofferdam_devices::console::{Console, ConsoleError};
 use cofferdam_devices::legacy::ExitStatus;
 use cofferdam_devices::virtio::VirtioDevice;
 use cofferdam_devices::virtio::block::{Block, DiskError};
-use cofferdam_devices::virtio::mmio::{MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY};
+use cofferdam_devices::virtio::interrupt::USED_BUFFER;
+use cofferdam_devices::virtio::mmio::{
+    INTERRUPT_ACK, MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY,
+};
 use cofferdam_devices::virtio::net::TapError;
 use cofferdam_devices::virtio::rng::Rng;
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Subscriber;
 use super::lifecycle::Stopper;
+use super::worker::Worker;
 use crate::arch::layout;
 use crate::config::{ConfigError, VmConfig};
 
@@ -60,6 +66,9 @@ pub enum DeviceError {
     /// There is no random MAC address.
     #[error("the host gives no random bytes")]
     Random(#[source] io::Error),
+    /// KVM does not take a device's registers.
+    #[error("KVM cannot map the registers of a device")]
+    Registers(#[source] kvm_ioctls::Error),
     /// KVM does not take a queue's kicks.
     #[error("KVM cannot take the kicks of a queue")]
     Kick(#[source] kvm_ioctls::Error),
@@ -105,12 +114,20 @@ impl DeviceError {
 pub struct Devices<'a> {
     vm: &'a VmFd,
     mem: &'a GuestMemory,
+    /// The next memory slot of the VM; guest memory has the first ones.
+    next_slot: u32,
+    /// Whether registers can be read as memory.
+    has_read_only_slots: bool,
+    /// Swallows acknowledgements that change nothing. KVM holds on to it, and nobody reads it.
+    ignored: EventFd,
     /// I/O ports.
     pub pio: Bus,
     /// Memory-mapped registers.
     pub mmio: Bus,
     /// What the main loop must dispatch to.
     pub subscribers: Vec<Subscriber>,
+    /// The threads that devices want for themselves.
+    pub workers: Vec<Worker>,
     /// Where the virtio devices are, for the guest's hardware description.
     pub virtio: Vec<VirtioMmio>,
     /// Where the serial port is, if there is one.
@@ -134,9 +151,13 @@ impl<'a> Devices<'a> {
         let mut devices = Self {
             vm,
             mem,
+            next_slot: u32::try_from(mem.num_regions()).unwrap_or(u32::MAX),
+            has_read_only_slots: vm.check_extension(Cap::ReadonlyMem),
+            ignored: event_fd()?,
             pio: Bus::new(),
             mmio: Bus::new(),
             subscribers: Vec::new(),
+            workers: Vec::new(),
             virtio: Vec::new(),
             serial: None,
             exit_status: ExitStatus::default(),
@@ -191,8 +212,13 @@ impl<'a> Devices<'a> {
                 .register_ioevent(kick, &address, queue)
                 .map_err(DeviceError::Kick)?;
         }
+        self.map_registers(&transport, base.into())?;
         self.subscribers
             .push(Arc::new(Mutex::new(transport.subscriber())));
+        for (i, lane) in transport.lanes().into_iter().enumerate() {
+            let worker = Worker::new(format!("{name}{at}-{i}"), Arc::new(Mutex::new(lane)));
+            self.workers.push(worker);
+        }
         self.mmio.insert(
             base.into(),
             MMIO_SIZE,
@@ -205,6 +231,29 @@ impl<'a> Devices<'a> {
             gsi,
         });
         Ok(())
+    }
+
+    /// Makes reading the registers and acknowledging used buffers a matter of KVM's alone, where
+    /// it can; else each is an exit to user space.
+    fn map_registers(&mut self, transport: &MmioTransport, base: u64) -> Result<(), DeviceError> {
+        if !self.has_read_only_slots {
+            return Ok(());
+        }
+        let slot = kvm_userspace_memory_region {
+            slot: self.next_slot,
+            guest_phys_addr: base,
+            memory_size: MMIO_SIZE,
+            userspace_addr: transport.registers().address().addr() as u64,
+            flags: KVM_MEM_READONLY,
+        };
+        self.next_slot += 1;
+        // SAFETY: the page lives as long as the transport, and that as long as the bus it is on,
+        // which every vCPU's thread holds; the guest can only read it.
+        unsafe { self.vm.set_user_memory_region(slot) }.map_err(DeviceError::Registers)?;
+        let address = IoEventAddress::Mmio(base + INTERRUPT_ACK);
+        self.vm
+            .register_ioevent(&self.ignored, &address, USED_BUFFER)
+            .map_err(DeviceError::Kick)
     }
 }
 

@@ -245,7 +245,7 @@ fn a_device_that_cannot_start_asks_for_a_reset() {
     assert!(driver.accept(VERSION_1));
     driver.add_status(DRIVER_OK);
     assert_eq!(driver.status(), 0x4f);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     assert_eq!(driver.interrupts(), 1);
     driver.start(0);
     assert_eq!(driver.status(), 0xf);
@@ -311,15 +311,31 @@ fn a_configuration_change_interrupts_and_has_a_generation() {
         .unwrap()
         .interrupt
         .clone();
-    interrupt.config_change();
+    interrupt.config_change(&[5, 6]);
+    assert_eq!(driver.config(0, 2), [5, 6]);
     assert_eq!(driver.interrupts(), 1);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), before);
     driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 0xffff_fffe);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+}
+
+/// If it fails, an acknowledgement that nobody hears of (its ioeventfd swallows it) loses used
+/// buffers, or a device that was reset goes on claiming some.
+#[test]
+fn used_buffers_need_no_acknowledgement() {
+    let mut driver = driver();
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    driver.start(0);
+    for _ in 0..2 {
+        assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+        driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 1);
+    }
+    driver.reset();
     assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 }
 
-/// If it fails, an access of an odd size or place reads a register, changes one, or panics.
+/// If it fails, an access of an odd size or place changes a register, or panics.
 #[test]
 fn odd_accesses_are_survived() {
     let mut driver = driver();
@@ -329,10 +345,7 @@ fn odd_accesses_are_survived() {
             if len == 4 && offset % 4 == 0 {
                 continue;
             }
-            let mut data = vec![0xff; len];
-            driver.transport.read(offset, &mut data);
-            let wanted = if offset < 0x100 { 0xff } else { 0 };
-            assert_eq!(data, vec![wanted; len]);
+            driver.transport.read(offset, &mut vec![0xff; len]);
             driver.transport.write(offset, &vec![0; len]);
         }
     }

@@ -8,6 +8,7 @@ use virtio_queue::desc::split::Descriptor;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
+use crate::virtio::Registers;
 use crate::virtio::mock::{INDIRECT, MEM_END, NEXT, REGION, WRITE, memory};
 
 const DESCRIPTORS: u64 = 0x1000;
@@ -34,7 +35,7 @@ impl Rig {
         ring.set_event_idx(event_idx);
         ring.set_ready(true);
         let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), Registers::new());
         let name = "test queue 0".to_owned();
         let queue = VirtQueue::new(name, ring, mem.clone(), kick.clone(), interrupt.clone());
         Self {
