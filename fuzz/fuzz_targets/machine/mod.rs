@@ -117,7 +117,7 @@ struct Ring {
 struct Machine {
     mem: GuestMemory,
     transport: MmioTransport,
-    events: EventManager<Subscriber>,
+    events: EventManager<Subscriber<dyn VirtioDevice>>,
     rings: Vec<Ring>,
     next_buffer: u64,
 }
