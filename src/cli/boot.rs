@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::{fail, guest, print};
 use crate::config::{
     ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MAX_CPUS,
-    MemorySize, NetConfig, Pages, Protocol, Rng, VmConfig, parse_options,
+    MemorySize, NetConfig, Pages, Protocol, RngConfig, RngOptions, VmConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -64,8 +64,11 @@ pub struct Args {
     /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio]
     #[arg(long, value_name = "WHERE", help_heading = DEVICES)]
     console: Option<ConsoleConfig>,
+    /// Entropy device, which is there anyway, with options: rate_limit.bytes_per_second=BYTES,…
+    #[arg(long, value_name = "OPTION=…", value_parser = rng, help_heading = DEVICES)]
+    rng: Option<RngOptions>,
     /// Leave out the entropy device
-    #[arg(long, help_heading = DEVICES)]
+    #[arg(long, conflicts_with = "rng", help_heading = DEVICES)]
     no_rng: bool,
 
     /// Configuration file (JSON); options given beside it win, disks and networks are added
@@ -127,6 +130,10 @@ fn net(text: &str) -> Result<NetConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
+fn rng(text: &str) -> Result<RngOptions, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
 impl Args {
     /// The configuration file, if there is one, with the options over it.
     fn into_config(self) -> Result<VmConfig, ConfigError> {
@@ -150,7 +157,10 @@ impl Args {
         config.memory.size = self.memory.unwrap_or(config.memory.size);
         config.memory.hugepages = self.hugepages.or(config.memory.hugepages);
         config.console = self.console.unwrap_or(config.console);
-        config.rng = Rng(config.rng.0 && !self.no_rng);
+        if self.no_rng {
+            config.rng = RngConfig::Off;
+        }
+        config.rng = self.rng.map_or(config.rng, RngConfig::On);
         config.grace = self.grace.map_or(config.grace, Grace);
         config.log.level = self.log_level.unwrap_or(config.log.level);
         config.log.file = self.log_file.or(config.log.file.take());

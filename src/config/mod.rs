@@ -9,7 +9,10 @@ mod log;
 mod memory;
 mod net;
 mod options;
+mod rate_limit;
+mod rng;
 mod size;
+mod switch;
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +28,9 @@ pub use log::{LogConfig, LogLevel};
 pub use memory::{HugePages, MemoryConfig};
 pub use net::NetConfig;
 pub use options::{OptionsError, parse_options};
-pub use size::{MemorySize, SizeError};
+pub use rate_limit::RateLimitConfig;
+pub use rng::{RngConfig, RngOptions};
+pub use size::{ByteSize, MemorySize, SizeError};
 
 /// Most vCPUs of one VM; the guest kernels we build have room for as many.
 pub const MAX_CPUS: u8 = 32;
@@ -55,7 +60,7 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Gives the guest entropy from the host (virtio-rng).
     #[serde(skip_serializing_if = "is_default")]
-    pub rng: Rng,
+    pub rng: RngConfig,
     /// Seconds that the guest has to power off after the first SIGTERM or SIGINT.
     #[serde(skip_serializing_if = "is_default")]
     pub grace: Grace,
@@ -65,17 +70,6 @@ pub struct VmConfig {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-/// Whether the guest has a virtio-rng device. It has, by default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Rng(pub bool);
-
-impl Default for Rng {
-    fn default() -> Self {
-        Self(true)
-    }
 }
 
 /// Seconds of grace at the end. Ten, by default.
@@ -142,6 +136,26 @@ pub enum ConfigError {
     /// An MTU that no network has.
     #[error("net: the MTU {0} is outside 68 to 65535")]
     Mtu(u64),
+    /// A rate or a burst of zero.
+    #[error(
+        "{device}: a rate limit lets nothing through; make {unit}_per_second and {unit}_burst 1 at least"
+    )]
+    NoRate {
+        /// What the limit is of.
+        device: &'static str,
+        /// Bytes or ops.
+        unit: &'static str,
+    },
+    /// A burst, and no rate.
+    #[error(
+        "{device}: a rate limit has {unit}_burst without {unit}_per_second; give both, or the rate alone"
+    )]
+    OnlyBurst {
+        /// What the limit is of.
+        device: &'static str,
+        /// Bytes or ops.
+        unit: &'static str,
+    },
     /// More devices than interrupt lines.
     #[error("{0} virtio devices are more than the {MAX_DEVICES} that a VM has room for")]
     Devices(usize),
@@ -167,7 +181,9 @@ impl VmConfig {
         self.memory.validate()?;
         self.all_disks().try_for_each(DiskConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
-        let devices = self.all_disks().count() + self.nets.len() + usize::from(self.rng.0);
+        self.rng.validate()?;
+        let others = usize::from(self.rng.options().is_some());
+        let devices = self.all_disks().count() + self.nets.len() + others;
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
@@ -225,7 +241,7 @@ mod tests {
                 mtu: Some(9000),
                 ..Default::default()
             }],
-            rng: Rng(false),
+            rng: RngConfig::Off,
             grace: Grace(3),
             log: LogConfig {
                 level: LogLevel::Debug,

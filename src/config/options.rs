@@ -29,7 +29,8 @@ pub enum OptionsError {
 }
 
 /// Reads `key=value,flag,…` as a `T`. If `first` is given, the first item may be that key's bare
-/// value: with `path`, `disk.img,ro` is `path=disk.img,ro`.
+/// value: with `path`, `disk.img,ro` is `path=disk.img,ro`. A field of an object in it is written
+/// `object.field=value`.
 pub fn parse_options<T: DeserializeOwned>(
     text: &str,
     first: Option<&str>,
@@ -44,11 +45,30 @@ pub fn parse_options<T: DeserializeOwned>(
         if item.is_empty() || key.is_empty() {
             return Err(OptionsError::Empty);
         }
-        if fields.insert(key.to_owned(), value).is_some() {
+        let before = match item.contains('=') {
+            true => insert(&mut fields, key, value),
+            // A file's name, more likely, than an object's field.
+            false => fields.insert(key.to_owned(), value),
+        };
+        if before.is_some() {
             return Err(OptionsError::Twice(key.to_owned()));
         }
     }
     Ok(serde_json::from_value(Value::Object(fields))?)
+}
+
+/// Puts `value` where `key` says: `a.b` is field `b` of object `a`. Returns what was in its way.
+fn insert(fields: &mut Map<String, Value>, key: &str, value: Value) -> Option<Value> {
+    let Some((object, field)) = key.split_once('.') else {
+        return fields.insert(key.to_owned(), value);
+    };
+    let object = fields
+        .entry(object)
+        .or_insert_with(|| Value::Object(Map::new()));
+    match object.as_object_mut() {
+        Some(object) => insert(object, field, value),
+        None => Some(object.take()),
+    }
 }
 
 /// Numbers are numbers only where the field is one: a file may be called `7`.
@@ -58,8 +78,9 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
         value: value.to_owned(),
         expected,
     };
-    match (key, value) {
-        ("fd" | "mtu", _) => match value.parse::<u32>() {
+    let (_, field) = key.rsplit_once('.').unwrap_or(("", key));
+    match (field, value) {
+        ("fd" | "mtu" | "ops_per_second" | "ops_burst", _) => match value.parse::<u64>() {
             Ok(number) => Ok(number.into()),
             Err(_) => Err(bad("a number")),
         },
@@ -74,7 +95,7 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cache, DiskConfig, NetConfig};
+    use crate::config::{ByteSize, Cache, DiskConfig, NetConfig, RngOptions};
 
     /// If it fails, an option on the command line is lost or lands in another field.
     #[test]
@@ -94,6 +115,10 @@ mod tests {
         );
         let net: NetConfig = parse_options("fd=3,mtu=1400", None).unwrap();
         assert_eq!((net.fd, net.mtu), (Some(3), Some(1400)));
+        let text = "rate_limit.bytes_per_second=1K,rate_limit.ops_burst=7";
+        let limit = parse_options::<RngOptions>(text, None).unwrap().rate_limit;
+        let bytes = limit.bytes_per_second.map(ByteSize::bytes);
+        assert_eq!((bytes, limit.ops_burst), (Some(1024), Some(7)));
     }
 
     /// If it fails, a misspelt option is ignored.
@@ -107,6 +132,8 @@ mod tests {
         assert!(error("path=a,readonly").contains("readonly"));
         assert!(error("path=a,path=b").contains("twice"));
         assert!(error("path=a,,ro").contains("empty"));
+        assert!(error("path=a,path.b=c").contains("twice"));
+        assert!(error("path=a,x.y=1").contains("`x`"));
         assert!(error("ro").contains("path"));
         assert!(error("path=").contains("expected something"));
         assert!(error("path=a,ro=maybe").contains("on or off"));

@@ -277,7 +277,16 @@ impl VirtQueue {
     /// chain and returns how many bytes it wrote. The driver's kicks are off meanwhile and it is
     /// interrupted once, at the end. After [`DRAIN_CHAINS`] chains the queue kicks itself and
     /// leaves the rest for later. An error, of the ring or of `serve`, stops the device.
-    pub fn drain(&mut self, serve: impl FnMut(&mut Chain) -> Result<u32, QueueError>) {
+    pub fn drain(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32, QueueError>) {
+        self.drain_while(|chain| serve(chain).map(Some));
+    }
+
+    /// As [`Self::drain`], of a device that may have to wait: `None` from `serve` leaves that chain
+    /// and those behind it in the ring, for the next call.
+    pub fn drain_while(
+        &mut self,
+        serve: impl FnMut(&mut Chain) -> Result<Option<u32>, QueueError>,
+    ) {
         if let Err(error) = self.try_drain(serve) {
             self.fail(&error);
         }
@@ -285,18 +294,28 @@ impl VirtQueue {
 
     fn try_drain(
         &mut self,
-        mut serve: impl FnMut(&mut Chain) -> Result<u32, QueueError>,
+        mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>, QueueError>,
     ) -> Result<(), QueueError> {
         let mut chain = std::mem::take(&mut self.scratch);
         let mut left = DRAIN_CHAINS;
+        let mut must_wait = false;
         self.disable_kicks()?;
         loop {
-            while left > 0 && self.pop(&mut chain)? {
-                let len = serve(&mut chain)?;
-                self.complete(chain.head(), len)?;
+            while left > 0 && !must_wait && self.pop(&mut chain)? {
+                match serve(&mut chain)? {
+                    Some(len) => self.complete(chain.head(), len)?,
+                    None => {
+                        self.undo_pop();
+                        must_wait = true;
+                    }
+                }
                 left -= 1;
             }
             self.signal()?;
+            if must_wait {
+                // Whoever must wait looks again by itself; until then the driver need not kick.
+                break;
+            }
             if left == 0 {
                 self.kick_again();
                 break;

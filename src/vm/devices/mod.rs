@@ -5,6 +5,7 @@ mod console;
 mod disk;
 mod legacy;
 mod net;
+mod rng;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -21,7 +22,6 @@ use cofferdam_devices::virtio::mmio::{
     INTERRUPT_ACK, MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY,
 };
 use cofferdam_devices::virtio::net::TapError;
-use cofferdam_devices::virtio::rng::Rng;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::GuestMemoryBackend;
@@ -57,7 +57,7 @@ pub enum DeviceError {
     /// A network interface cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// A network interface is not described right.
+    /// A device is not described right.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The inherited descriptor of a tap is not open.
@@ -69,6 +69,9 @@ pub enum DeviceError {
     /// KVM does not take a device's registers.
     #[error("KVM cannot map the registers of a device")]
     Registers(#[source] kvm_ioctls::Error),
+    /// No timer.
+    #[error("the host gives no timer")]
+    Timer(#[source] io::Error),
     /// KVM does not take a queue's kicks.
     #[error("KVM cannot take the kicks of a queue")]
     Kick(#[source] kvm_ioctls::Error),
@@ -172,8 +175,8 @@ impl<'a> Devices<'a> {
         for net in &config.nets {
             devices.add_net(net)?;
         }
-        if config.rng.0 {
-            devices.add_virtio("rng", Arc::new(Mutex::new(Rng::new())))?;
+        if let Some(options) = config.rng.options() {
+            devices.add_rng(options)?;
         }
         Ok(devices)
     }
