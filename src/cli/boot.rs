@@ -52,10 +52,10 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", help_heading = GUEST)]
     memory: Option<MemorySize>,
 
-    /// Disk that becomes the root file system: PATH[,ro][,id=NAME][,cache=writeback|unsafe]
+    /// Disk that becomes the root file system: PATH[,ro][,…], options as of --disk
     #[arg(long, value_name = "PATH[,…]", value_parser = root_disk, help_heading = DEVICES)]
     rootfs: Option<DiskConfig>,
-    /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe]
+    /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe][,engine=auto|sync|io_uring][,queues=N][,iothread=on][,rate_limit.read.bytes_per_second=BYTES,…]
     #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = disk, help_heading = DEVICES)]
     disks: Vec<DiskConfig>,
     /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES]

@@ -4,7 +4,7 @@ use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Cache, DiskConfig, VmConfig};
+use crate::config::{DiskConfig, VmConfig};
 
 /// Names the directory of the default guest, before all other places.
 const VARIABLE: &str = "COFFERDAM_GUEST";
@@ -39,8 +39,7 @@ pub fn complete(config: &mut VmConfig) -> Result<(), NoGuest> {
         config.rootfs = Some(DiskConfig {
             path,
             ro: true,
-            id: None,
-            cache: Cache::Writeback,
+            ..DiskConfig::default()
         });
     }
     Ok(())

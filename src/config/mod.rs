@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use boot::{BootConfig, Hardware, Pages, Protocol};
 pub use console::ConsoleConfig;
 pub use cpu::CpuConfig;
-pub use disk::{Cache, DiskConfig};
+pub use disk::{Cache, DiskConfig, DiskRateLimit, Engine};
 pub use log::{LogConfig, LogLevel};
 pub use memory::{HugePages, MemoryConfig};
 pub use net::NetConfig;
@@ -136,6 +136,17 @@ pub enum ConfigError {
     /// An MTU that no network has.
     #[error("net: the MTU {0} is outside 68 to 65535")]
     Mtu(u64),
+    /// A number of queues that no disk has.
+    #[error(
+        "disk {path}: {count} queues; a disk has 1 to {max}",
+        max = disk::MAX_DISK_QUEUES
+    )]
+    DiskQueues {
+        /// The disk.
+        path: PathBuf,
+        /// What was given.
+        count: u16,
+    },
     /// A rate or a burst of zero.
     #[error(
         "{device}: a rate limit lets nothing through; make {unit}_per_second and {unit}_burst 1 at least"
@@ -234,6 +245,16 @@ mod tests {
                 ro: true,
                 id: Some("x".into()),
                 cache: Cache::Unsafe,
+                engine: Engine::IoUring,
+                queues: Some(3),
+                iothread: true,
+                rate_limit: DiskRateLimit {
+                    read: RateLimitConfig {
+                        ops_per_second: Some(7),
+                        ..Default::default()
+                    },
+                    ..Default::default()
+                },
             }),
             disks: vec![],
             nets: vec![NetConfig {
@@ -288,8 +309,7 @@ mod tests {
                 let disk = DiskConfig {
                     path: "d".into(),
                     ro: true,
-                    id: None,
-                    cache: Cache::Writeback,
+                    ..DiskConfig::default()
                 };
                 c.disks = vec![disk; MAX_DEVICES];
             })

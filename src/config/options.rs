@@ -80,13 +80,14 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
     };
     let (_, field) = key.rsplit_once('.').unwrap_or(("", key));
     match (field, value) {
-        ("fd" | "mtu" | "ops_per_second" | "ops_burst", _) => match value.parse::<u64>() {
+        ("fd" | "mtu" | "queues" | "ops_per_second" | "ops_burst", _) => match value.parse::<u64>()
+        {
             Ok(number) => Ok(number.into()),
             Err(_) => Err(bad("a number")),
         },
-        ("ro", "on" | "true") => Ok(true.into()),
-        ("ro", "off" | "false") => Ok(false.into()),
-        ("ro", _) => Err(bad("on or off")),
+        ("ro" | "iothread", "on" | "true") => Ok(true.into()),
+        ("ro" | "iothread", "off" | "false") => Ok(false.into()),
+        ("ro" | "iothread", _) => Err(bad("on or off")),
         (_, "") => Err(bad("something behind the =")),
         _ => Ok(value.into()),
     }
@@ -95,7 +96,7 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ByteSize, Cache, DiskConfig, NetConfig, RngOptions};
+    use crate::config::{ByteSize, Cache, DiskConfig, Engine, NetConfig, RngOptions};
 
     /// If it fails, an option on the command line is lost or lands in another field.
     #[test]
@@ -106,8 +107,16 @@ mod tests {
             ro: true,
             id: Some("a=b".into()),
             cache: Cache::Unsafe,
+            ..DiskConfig::default()
         };
         assert_eq!(disk, wanted);
+        let text = "path=d,engine=io_uring,queues=4,iothread=on,rate_limit.read.ops_per_second=9";
+        let disk: DiskConfig = parse_options(text, None).unwrap();
+        let limit = disk.rate_limit.read.ops_per_second;
+        assert_eq!(
+            (disk.engine, disk.queues, disk.iothread, limit),
+            (Engine::IoUring, Some(4), true, Some(9))
+        );
         let short: DiskConfig = parse_options("disk.img,ro=off", Some("path")).unwrap();
         assert_eq!(
             (short.path.to_str().unwrap(), short.ro),

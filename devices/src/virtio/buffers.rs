@@ -82,6 +82,23 @@ impl Buffers {
         self.pieces.get(self.first..).unwrap_or_default()
     }
 
+    /// The pieces of the first `len` bytes, or of what is left if that is less, the last one cut
+    /// to fit: for a system call that goes on behind our back. They stay mapped as long as `self`
+    /// lives.
+    pub fn first_iovecs(&self, len: usize) -> Vec<libc::iovec> {
+        let mut left = len;
+        let mut pieces = Vec::with_capacity(self.iovecs().len());
+        for piece in self.iovecs() {
+            let iov_len = piece.iov_len.min(left);
+            if iov_len == 0 {
+                break;
+            }
+            left -= iov_len;
+            pieces.push(libc::iovec { iov_len, ..*piece });
+        }
+        pieces
+    }
+
     /// Skips `count` bytes, or what is left if that is less.
     pub fn advance(&mut self, count: usize) {
         let mut count = count.min(self.len);
@@ -147,10 +164,26 @@ impl Buffers {
         offset: u64,
         len: usize,
     ) -> io::Result<()> {
+        self.read_at(file, offset, len, 0)
+    }
+
+    /// As [`Self::read_exact_at`] as far as it goes without waiting for the disk, then
+    /// [`io::ErrorKind::WouldBlock`]. A file that cannot be read like this says EOPNOTSUPP.
+    pub fn try_read_at(&mut self, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
+        self.read_at(file, offset, len, libc::RWF_NOWAIT)
+    }
+
+    fn read_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        flags: libc::c_int,
+    ) -> io::Result<()> {
         self.transfer(offset, len, |pieces, count, at| {
             // SAFETY: `count` counts the pieces, which lie in guest memory that stays mapped during
             // the call; the kernel writes to nothing else.
-            unsafe { libc::preadv(file.as_raw_fd(), pieces, count, at) }
+            unsafe { libc::preadv2(file.as_raw_fd(), pieces, count, at, flags) }
         })
     }
 
@@ -164,6 +197,27 @@ impl Buffers {
         durable: bool,
     ) -> io::Result<()> {
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        self.write_at(file, offset, len, flags)
+    }
+
+    /// As [`Self::write_all_at`] as far as it goes without waiting for the disk, then
+    /// [`io::ErrorKind::WouldBlock`]. A file that cannot be written like this says EOPNOTSUPP.
+    pub fn try_write_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<()> {
+        self.write_at(file, offset, len, libc::RWF_NOWAIT)
+    }
+
+    fn write_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        flags: libc::c_int,
+    ) -> io::Result<()> {
         self.transfer(offset, len, |pieces, count, at| {
             // SAFETY: `count` counts the pieces, which lie in guest memory that stays mapped during
             // the call; the kernel only reads them.

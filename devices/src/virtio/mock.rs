@@ -369,12 +369,23 @@ impl<D: VirtioDevice + 'static> MockDriver<D> {
         Reply { len, data }
     }
 
-    /// Sends a request, lets the device work, and takes the answer, which must be there.
+    /// The next used entry, waiting for a device that has something to wait for itself.
+    pub(crate) fn wait_used(&mut self, queue: usize) -> (u32, u32) {
+        for _ in 0..1000 {
+            self.run();
+            if let Some(used) = self.used(queue) {
+                return used;
+            }
+            self.events.run_with_timeout(10).unwrap();
+        }
+        panic!("no answer");
+    }
+
+    /// Sends a request, lets the device work, and takes the answer.
     pub(crate) fn request(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Reply {
         let request = self.submit(queue, readable, writable);
         self.kick(queue);
-        self.run();
-        let (head, len) = self.used(queue).expect("no answer");
+        let (head, len) = self.wait_used(queue);
         assert_eq!(head, u32::from(request.head));
         self.reply(&request, len)
     }

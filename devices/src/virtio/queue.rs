@@ -141,10 +141,15 @@ impl VirtQueue {
         &self.mem
     }
 
+    /// Whether the device must be reset before it may take another chain.
+    pub fn is_stopped(&self) -> bool {
+        self.interrupt.is_reset_needed()
+    }
+
     /// Takes the next available chain into `chain`; false if there is none, or if the device must
     /// be reset first. After an error call [`Self::fail`]: the ring makes no sense any more.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        if self.interrupt.is_reset_needed() || self.pending()? == 0 {
+        if self.is_stopped() || self.pending()? == 0 {
             return Ok(false);
         }
         let (next, size) = (self.ring.next_avail(), self.ring.size());
@@ -321,7 +326,7 @@ impl VirtQueue {
                 break;
             }
             // A stopped device pops nothing, however much is there.
-            if self.interrupt.is_reset_needed() || !self.enable_kicks()? {
+            if self.is_stopped() || !self.enable_kicks()? {
                 break;
             }
             // Another look costs as much as a chain, lest an index that flickers holds us here.

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use cofferdam_devices::virtio::block::{self, Block, Disk, DiskOptions};
+use cofferdam_devices::virtio::block::{self, Block, BlockOptions, Disk, DiskOptions, EngineKind};
 
 use super::{DeviceError, Devices};
-use crate::config::{Cache, DiskConfig};
+use crate::config::{Cache, DiskConfig, Engine};
 
 impl Devices<'_> {
     pub(super) fn add_disk(&mut self, config: &DiskConfig) -> Result<(), DeviceError> {
@@ -17,7 +17,18 @@ impl Devices<'_> {
                 Cache::Unsafe => block::Cache::Unsafe,
             },
         })?;
-        let block = Block::new(disk, config.id.as_deref().unwrap_or_default());
+        let options = BlockOptions {
+            serial: config.id.clone().unwrap_or_default(),
+            engine: match config.engine {
+                Engine::Auto => EngineKind::Auto,
+                Engine::Sync => EngineKind::Sync,
+                Engine::IoUring => EngineKind::IoUring,
+            },
+            queues: config.queues.unwrap_or(1).into(),
+            has_workers: config.iothread,
+            limits: config.rate_limit.limits()?,
+        };
+        let block = Block::new(disk, &options)?;
         let block = Arc::new(Mutex::new(block));
         self.disks.push(block.clone());
         self.add_virtio("block", block)

@@ -16,7 +16,7 @@ use cofferdam_devices::bus::{Bus, BusDevice, BusError};
 use cofferdam_devices::console::{Console, ConsoleError};
 use cofferdam_devices::legacy::ExitStatus;
 use cofferdam_devices::virtio::VirtioDevice;
-use cofferdam_devices::virtio::block::{Block, DiskError};
+use cofferdam_devices::virtio::block::{Block, BlockError, DiskError};
 use cofferdam_devices::virtio::interrupt::USED_BUFFER;
 use cofferdam_devices::virtio::mmio::{
     INTERRUPT_ACK, MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY,
@@ -54,6 +54,9 @@ pub enum DeviceError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A disk cannot be served.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// A network interface cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -105,6 +108,9 @@ impl DeviceError {
             Self::Disk(DiskError::InUse { .. }) => {
                 Some("End it first; only with ro on all sides can a disk be shared.")
             }
+            Self::Block(BlockError::IoUring { .. }) => Some(
+                "Leave out engine=io_uring; kernel.io_uring_disabled or a seccomp filter may forbid it.",
+            ),
             Self::Console(ConsoleError::File { .. }) => {
                 Some("Name a file in a directory that you may write to.")
             }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,6 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, major, minor, seek};
 use rustix::io::Errno;
 
 use super::lock::{self, LockError};
-use crate::virtio::Buffers;
 
 /// Bytes of a sector, whatever the disk's own (virtio 1.2, section 5.2.4).
 pub const SECTOR_SIZE: u64 = 512;
@@ -200,28 +199,26 @@ impl Disk {
         self.discard_alignment
     }
 
-    /// Reads `len` bytes at byte `offset` into the front of `buffers`.
-    pub(super) fn read(&self, offset: u64, buffers: &mut Buffers, len: usize) -> io::Result<()> {
-        buffers.read_exact_at(self.file.as_fd(), offset, len)
+    /// Whether its content is in the host's memory anyway, so that nobody ever waits for it.
+    pub(super) fn is_in_memory(&self) -> bool {
+        const TMPFS: u64 = 0x0102_1994;
+        const RAMFS: u64 = 0x8584_58f6;
+        const HUGETLBFS: u64 = 0x9584_58f6;
+        rustix::fs::fstatfs(&self.file)
+            .is_ok_and(|fs| [TMPFS, RAMFS, HUGETLBFS].contains(&fs.f_type.cast_unsigned()))
     }
 
-    /// Writes all of `buffers` at byte `offset`; to stable storage if `durable`.
-    pub(super) fn write(
-        &self,
-        offset: u64,
-        buffers: &mut Buffers,
-        durable: bool,
-    ) -> io::Result<()> {
-        buffers.write_all_at(self.file.as_fd(), offset, buffers.len(), durable)
+    /// Whether a flush does anything: a disk that was only read has nothing to bring.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.cache == Cache::Writeback && !self.is_read_only
     }
 
     /// Brings what was written to stable storage, unless the cache is [`Cache::Unsafe`].
     pub fn flush(&self) -> io::Result<()> {
-        match self.cache {
-            // A disk that was only read has nothing to bring.
-            Cache::Writeback if !self.is_read_only => self.file.sync_data(),
-            _ => Ok(()),
+        if self.is_flushed() {
+            self.file.sync_data()?;
         }
+        Ok(())
     }
 
     /// Gives `len` bytes at byte `offset` back to the host; what they read as afterwards is open.
@@ -265,6 +262,21 @@ impl Disk {
         Ok(())
     }
 
+    /// A disk of `sectors` whose content is whatever comes out of `file`.
+    #[cfg(test)]
+    pub(super) fn over(file: File, sectors: u64) -> Self {
+        Self {
+            file,
+            path: "test".into(),
+            sectors,
+            is_read_only: false,
+            is_block_device: false,
+            cache: Cache::Writeback,
+            discard_alignment: None,
+            has_zero_range: AtomicBool::new(true),
+        }
+    }
+
     /// As on a host that cannot zero a range.
     #[cfg(test)]
     pub(super) fn forget_zero_range(&self) {
@@ -274,6 +286,12 @@ impl Disk {
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.file, flags, offset, len)?)
+    }
+}
+
+impl AsFd for Disk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

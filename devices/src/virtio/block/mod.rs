@@ -1,59 +1,135 @@
 //! virtio-blk (virtio 1.2, section 5.2): a disk in a raw image file or on a block device.
 //!
-//! Requests are carried out one by one, by `preadv` and `pwritev` straight between the disk and
-//! guest memory.
+//! A [`BlockQueue`] takes requests from the driver, checks them, and has an engine carry them out
+//! straight between the disk and guest memory: one by one, or many at once through `io_uring`.
 
 mod disk;
+mod engine;
 mod limits;
 mod lock;
+mod queue;
 mod request;
 #[cfg(test)]
 mod tests;
+mod throttle;
+mod uring;
 
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_manager::EventOps;
+use event_manager::{EventOps, Events};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::{ActivateError, Activation, VirtQueue, VirtioDevice};
+use super::device::{Lane, Lanes};
+use super::{ActivateError, Activation, VirtioDevice};
+use queue::BlockQueue;
 use request::{Serial, Target};
+use throttle::Throttle;
 
 pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR_SIZE};
+pub use engine::EngineKind;
 pub use lock::Holder;
+pub use throttle::DiskLimits;
 
-/// A block device: a disk, and the queue of a driver that uses it.
-#[derive(Debug)]
-pub struct Block {
-    disk: Disk,
-    serial: Serial,
-    active: Option<Active>,
+/// Queues of a device at most.
+pub const MAX_QUEUES: usize = 64;
+
+/// What a block device is to be like.
+#[derive(Clone, Debug)]
+pub struct BlockOptions {
+    /// The serial number that the guest reads; what is over 20 bytes of it is left out.
+    pub serial: String,
+    /// What carries requests out.
+    pub engine: EngineKind,
+    /// How many queues there are: 1 to [`MAX_QUEUES`].
+    pub queues: usize,
+    /// Whether each queue is served by a thread of its own. So it is if there are several.
+    pub has_workers: bool,
+    /// How fast the driver may go, on all queues together.
+    pub limits: DiskLimits,
 }
 
-/// What a driver set up.
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self {
+            serial: String::new(),
+            engine: EngineKind::Auto,
+            queues: 1,
+            has_workers: false,
+            limits: DiskLimits::default(),
+        }
+    }
+}
+
+/// Why a block device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The host has no `io_uring`, or forbids it.
+    #[error("the host gives no io_uring for the disk {path}")]
+    IoUring {
+        /// The disk.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No timer for a rate limit.
+    #[error("the host gives no timer for the limits of the disk {path}")]
+    Timer {
+        /// The disk.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A block device: a disk, and the queues of a driver that uses it.
 #[derive(Debug)]
-struct Active {
-    queue: VirtQueue,
-    is_write_through: bool,
+pub struct Block {
+    disk: Arc<Disk>,
+    serial: Serial,
+    queues: Vec<Arc<Mutex<BlockQueue>>>,
+    queue_sizes: Vec<u16>,
+    has_workers: bool,
 }
 
 impl Block {
-    /// A device for `disk`. The guest reads `serial` as the disk's serial number; what is over 20
-    /// bytes of it is left out.
-    pub fn new(disk: Disk, serial: &str) -> Self {
-        let mut padded = Serial::default();
-        for (to, from) in padded.iter_mut().zip(serial.bytes()) {
+    /// A device for `disk`.
+    pub fn new(disk: Disk, options: &BlockOptions) -> Result<Self, BlockError> {
+        let mut serial = Serial::default();
+        for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
             *to = from;
         }
-        Self {
+        let disk = Arc::new(disk);
+        let path = || disk.path().to_owned();
+        let io_uring = |source| BlockError::IoUring {
+            path: path(),
+            source,
+        };
+        let timer = |source| BlockError::Timer {
+            path: path(),
+            source,
+        };
+        let all = Throttle::new(options.limits).map_err(timer)?;
+        let count = options.queues.clamp(1, MAX_QUEUES);
+        let queues = (0..count).map(|_| {
+            let engine = engine::open(options.engine, &disk).map_err(io_uring)?;
+            let throttle = all.share().map_err(timer)?;
+            Ok(Arc::new(Mutex::new(BlockQueue::new(engine, throttle))))
+        });
+        Ok(Self {
+            queues: queues.collect::<Result<_, BlockError>>()?,
+            queue_sizes: vec![limits::QUEUE_SIZE; count],
+            has_workers: options.has_workers || count > 1,
             disk,
-            serial: padded,
-            active: None,
-        }
+            serial,
+        })
     }
 
     /// The disk.
@@ -64,6 +140,11 @@ impl Block {
     /// Brings what the guest wrote to stable storage, as its own flush does: for the monitor's end.
     pub fn flush(&self) -> io::Result<()> {
         self.disk.flush()
+    }
+
+    /// The queues that the device's own thread serves.
+    fn own_queues(&self) -> &[Arc<Mutex<BlockQueue>>] {
+        if self.has_workers { &[] } else { &self.queues }
     }
 
     /// `struct virtio_blk_config` (section 5.2.4), up to the last field that a feature of ours
@@ -79,6 +160,10 @@ impl Block {
         put(8, &limits::SEGMENT_SIZE.to_le_bytes());
         put(12, &limits::SEGMENTS.to_le_bytes());
         put(20, &512u32.to_le_bytes());
+        put(
+            34,
+            &u16::try_from(self.queues.len()).unwrap_or(1).to_le_bytes(),
+        );
         if let Some(alignment) = self.disk.discard_alignment() {
             put(36, &limits::DISCARD_SECTORS.to_le_bytes());
             put(40, &limits::DISCARD_SEGMENTS.to_le_bytes());
@@ -99,7 +184,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[limits::QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
@@ -113,6 +198,9 @@ impl VirtioDevice for Block {
             features |= 1 << VIRTIO_BLK_F_RO;
         } else {
             features |= 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+        }
+        if self.queues.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
         }
         if self.disk.discard_alignment().is_some() {
             features |= 1 << VIRTIO_BLK_F_DISCARD;
@@ -130,27 +218,61 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let knows_flush = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
-        let [queue] = activation.into_queues()?;
-        self.active = Some(Active {
-            queue,
+        let target = Target {
+            disk: self.disk.clone(),
+            serial: self.serial,
             is_write_through: !knows_flush && self.disk.cache() == Cache::Writeback,
-        });
+        };
+        // A driver with fewer CPUs than there are queues leaves some of them out.
+        if activation.queues.is_empty() {
+            return Err(ActivateError::Queues {
+                found: 0,
+                wanted: self.queues.len(),
+            });
+        }
+        for (ours, queue) in self.queues.iter().zip(activation.queues) {
+            lock(ours).activate(queue, target.clone());
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        // Nothing is in flight: a request is carried out before the lock is free.
-        self.active = None;
-    }
-
-    fn kick(&mut self, _queue: usize, _ops: &mut EventOps) {
-        if let Some(active) = &mut self.active {
-            let target = Target {
-                disk: &self.disk,
-                serial: &self.serial,
-                is_write_through: active.is_write_through,
-            };
-            active.queue.drain(|chain| target.serve(chain));
+        for queue in &self.queues {
+            lock(queue).reset();
         }
     }
+
+    fn register(&mut self, ops: &mut EventOps) {
+        for queue in self.own_queues() {
+            lock(queue).register(ops);
+        }
+    }
+
+    fn kick(&mut self, queue: usize, _ops: &mut EventOps) {
+        if let Some(queue) = self.own_queues().get(queue) {
+            lock(queue).run();
+        }
+    }
+
+    fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {
+        for queue in self.own_queues() {
+            lock(queue).run();
+        }
+    }
+
+    fn lanes(&self) -> Lanes {
+        if !self.has_workers {
+            return Vec::new();
+        }
+        let lane = |(i, queue): (usize, &Arc<Mutex<BlockQueue>>)| {
+            let queue: Arc<Mutex<dyn Lane>> = queue.clone();
+            (i..i + 1, queue)
+        };
+        self.queues.iter().enumerate().map(lane).collect()
+    }
+}
+
+/// A queue whose lock a panic poisoned is still a queue; what it does next is its own affair.
+fn lock(queue: &Mutex<BlockQueue>) -> MutexGuard<'_, BlockQueue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vmm_sys_util::tempdir::TempDir;
 
+use super::uring::Ring;
 use super::*;
 use crate::virtio::mock::{EVENT_IDX, MockDriver, hostile_suite};
 
@@ -16,7 +17,7 @@ const ALL: u64 = u64::MAX;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
 /// A directory with `disk.img`, of `size` bytes, each sector filled with its number.
-fn image(size: usize) -> (TempDir, PathBuf) {
+pub(super) fn image(size: usize) -> (TempDir, PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.as_path().join("disk.img");
     let data = (0..size).map(|i| u8::try_from(i / 512 % 256).unwrap());
@@ -24,15 +25,40 @@ fn image(size: usize) -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-fn options(path: &Path) -> DiskOptions {
+pub(super) fn options(path: &Path) -> DiskOptions {
     DiskOptions {
         path: path.into(),
         ..DiskOptions::default()
     }
 }
 
+fn with_engine(options: &DiskOptions, engine: EngineKind) -> Block {
+    let block = BlockOptions {
+        serial: "serial".into(),
+        engine,
+        ..BlockOptions::default()
+    };
+    Block::new(Disk::open(options).unwrap(), &block).unwrap()
+}
+
 fn block(path: &Path) -> Block {
-    Block::new(Disk::open(&options(path)).unwrap(), "serial")
+    with_engine(&options(path), EngineKind::Sync)
+}
+
+/// A device of each engine, one after the other, for only one can have the disk; and one where
+/// everything goes through the ring that can.
+fn engines(path: &Path) -> impl Iterator<Item = Block> {
+    [Some(EngineKind::Sync), Some(EngineKind::IoUring), None]
+        .into_iter()
+        .map(|kind| {
+            let block = with_engine(&options(path), kind.unwrap_or_default());
+            if kind.is_none() {
+                let ring = Ring::without_tries(block.disk.clone()).unwrap();
+                let throttle = Throttle::new(DiskLimits::default()).unwrap();
+                *lock(&block.queues[0]) = BlockQueue::new(Box::new(ring), throttle);
+            }
+            block
+        })
 }
 
 fn read_only(path: &Path) -> Block {
@@ -40,10 +66,10 @@ fn read_only(path: &Path) -> Block {
         read_only: true,
         ..options(path)
     };
-    Block::new(Disk::open(&options).unwrap(), "")
+    with_engine(&options, EngineKind::Sync)
 }
 
-fn header(kind: u32, sector: u64) -> Vec<u8> {
+pub(super) fn header(kind: u32, sector: u64) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
 }
 
@@ -57,7 +83,7 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 }
 
 /// A request without data to read; returns its status.
-fn status(driver: &mut MockDriver<Block>, kind: u32, sector: u64, data: &[u8]) -> u8 {
+pub(super) fn status(driver: &mut MockDriver<Block>, kind: u32, sector: u64, data: &[u8]) -> u8 {
     let reply = driver.request(0, &[&header(kind, sector), data], &[1]);
     assert_eq!(reply.len, 1);
     reply.data[0]
@@ -67,8 +93,8 @@ fn status(driver: &mut MockDriver<Block>, kind: u32, sector: u64, data: &[u8]) -
 #[test]
 fn what_is_written_is_read_again_and_is_in_the_file() {
     let (_dir, path) = image(64 * 512);
-    for is_indirect in [false, true] {
-        let mut driver = MockDriver::started(block(&path), ALL);
+    for (is_indirect, block) in [false, true, true].into_iter().zip(engines(&path)) {
+        let mut driver = MockDriver::started(block, ALL);
         driver.is_indirect = is_indirect;
         let data: Vec<u8> = (0..1536).map(|i| u8::try_from(i % 251).unwrap()).collect();
         assert_eq!(status(&mut driver, 1, 3, &data), OK);
@@ -85,48 +111,51 @@ fn what_is_written_is_read_again_and_is_in_the_file() {
 #[test]
 fn framing_is_free() {
     let (_dir, path) = image(8 * 512);
-    let mut driver = MockDriver::started(block(&path), ALL);
-    let whole = [header(1, 1), vec![9; 512]].concat();
-    let (a, b) = whole.split_at(7);
-    assert_eq!(driver.request(0, &[a, b], &[1]).data, [OK]);
-    let reply = driver.request(0, &[&header(0, 1)], &[513]);
-    assert_eq!(reply.data, [vec![9; 512], vec![OK]].concat());
+    for block in engines(&path) {
+        let mut driver = MockDriver::started(block, ALL);
+        let whole = [header(1, 1), vec![9; 512]].concat();
+        let (a, b) = whole.split_at(7);
+        assert_eq!(driver.request(0, &[a, b], &[1]).data, [OK]);
+        let reply = driver.request(0, &[&header(0, 1)], &[513]);
+        assert_eq!(reply.data, [vec![9; 512], vec![OK]].concat());
+    }
 }
 
 /// If it fails, a guest reads or writes outside its disk, or gets half a sector.
 #[test]
 fn what_is_not_on_the_disk_is_an_io_error() {
     let (_dir, path) = image(8 * 512);
-    let mut driver = MockDriver::started(block(&path), ALL);
-    for sector in [8, 7, u64::MAX, u64::MAX / 512, 1 << 55] {
-        assert_eq!(
-            status(&mut driver, 1, sector, &[1; 1024]),
-            IOERR,
-            "{sector}"
-        );
-        let reply = driver.request(0, &[&header(0, sector)], &[1024, 1]);
-        assert_eq!((reply.len, reply.data[1024]), (0, IOERR));
+    for block in engines(&path) {
+        let mut driver = MockDriver::started(block, ALL);
+        for sector in [8, 7, u64::MAX, u64::MAX / 512, 1 << 55] {
+            assert_eq!(
+                status(&mut driver, 1, sector, &[1; 1024]),
+                IOERR,
+                "{sector}"
+            );
+            let reply = driver.request(0, &[&header(0, sector)], &[1024, 1]);
+            assert_eq!((reply.len, reply.data[1024]), (0, IOERR));
+        }
+        assert_eq!(status(&mut driver, 1, 0, &[1; 511]), IOERR);
+        assert_eq!(status(&mut driver, 0, 8, &[]), OK);
+        assert_eq!(fs::read(&path).unwrap()[..512], [0; 512]);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 8 * 512);
+        assert!(!driver.needs_reset());
     }
-    assert_eq!(status(&mut driver, 1, 0, &[1; 511]), IOERR);
-    assert_eq!(status(&mut driver, 0, 8, &[]), OK);
-    assert_eq!(fs::read(&path).unwrap()[..512], [0; 512]);
-    assert_eq!(fs::metadata(&path).unwrap().len(), 8 * 512);
-    assert!(!driver.needs_reset());
 }
 
 /// If it fails, a disk that shrank under the monitor is told to the guest as data.
 #[test]
 fn a_failure_of_the_host_is_an_io_error() {
     let (_dir, path) = image(8 * 512);
-    let mut driver = MockDriver::started(block(&path), ALL);
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(512)
-        .unwrap();
-    let reply = driver.request(0, &[&header(0, 0)], &[1024, 1]);
-    assert_eq!((reply.len, reply.data[1024]), (512, IOERR));
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for block in engines(&path) {
+        let mut driver = MockDriver::started(block, ALL);
+        file.set_len(512).unwrap();
+        let reply = driver.request(0, &[&header(0, 0)], &[1024, 1]);
+        assert_eq!((reply.len, reply.data[1024]), (512, IOERR));
+        file.set_len(8 * 512).unwrap();
+    }
 }
 
 /// If it fails, a guest writes to a disk that others share.
@@ -170,23 +199,26 @@ fn a_discard_gives_room_back() {
 #[test]
 fn zeroes_are_written_with_and_without_unmap() {
     let (_dir, path) = image(64 * 512);
-    let mut driver = MockDriver::started(block(&path), ALL);
-    assert_eq!(status(&mut driver, 13, 0, &segment(1, 9, 0)), OK);
-    assert_eq!(status(&mut driver, 13, 0, &segment(33, 9, 1)), OK);
-    let device = driver.device.clone();
-    // The way of last resort: no holes, no ranges.
-    device.lock().unwrap().disk.forget_zero_range();
-    assert_eq!(status(&mut driver, 13, 0, &segment(50, 3, 0)), OK);
-    let data = fs::read(&path).unwrap();
-    for (sector, data) in data.chunks(512).enumerate() {
-        let is_zero =
-            (1..10).contains(&sector) || (33..42).contains(&sector) || (50..53).contains(&sector);
-        let wanted = if is_zero {
-            0
-        } else {
-            u8::try_from(sector).unwrap()
-        };
-        assert_eq!(data, [wanted; 512], "sector {sector}");
+    for block in engines(&path) {
+        let mut driver = MockDriver::started(block, ALL);
+        assert_eq!(status(&mut driver, 13, 0, &segment(1, 9, 0)), OK);
+        assert_eq!(status(&mut driver, 13, 0, &segment(33, 9, 1)), OK);
+        let device = driver.device.clone();
+        // The way of last resort: no holes, no ranges.
+        device.lock().unwrap().disk.forget_zero_range();
+        assert_eq!(status(&mut driver, 13, 0, &segment(50, 3, 0)), OK);
+        let data = fs::read(&path).unwrap();
+        for (sector, data) in data.chunks(512).enumerate() {
+            let is_zero = (1..10).contains(&sector)
+                || (33..42).contains(&sector)
+                || (50..53).contains(&sector);
+            let wanted = if is_zero {
+                0
+            } else {
+                u8::try_from(sector).unwrap()
+            };
+            assert_eq!(data, [wanted; 512], "sector {sector}");
+        }
     }
 }
 
@@ -235,15 +267,17 @@ fn segments_are_checked() {
 #[test]
 fn flush_identity_and_unknown_requests() {
     let (_dir, path) = image(512);
-    let mut driver = MockDriver::started(block(&path), ALL);
-    assert_eq!(status(&mut driver, 4, 0, &[]), OK);
-    assert_eq!(status(&mut driver, 99, 0, &[]), UNSUPP);
-    let reply = driver.request(0, &[&header(8, 0)], &[20, 1]);
-    assert_eq!(reply.len, 21);
-    assert_eq!(&reply.data[..8], b"serial\0\0");
-    let reply = driver.request(0, &[&header(8, 0)], &[3, 1]);
-    assert_eq!(reply.data, [b's', b'e', b'r', OK]);
-    driver.device.lock().unwrap().flush().unwrap();
+    for block in engines(&path) {
+        let mut driver = MockDriver::started(block, ALL);
+        assert_eq!(status(&mut driver, 4, 0, &[]), OK);
+        assert_eq!(status(&mut driver, 99, 0, &[]), UNSUPP);
+        let reply = driver.request(0, &[&header(8, 0)], &[20, 1]);
+        assert_eq!(reply.len, 21);
+        assert_eq!(&reply.data[..8], b"serial\0\0");
+        let reply = driver.request(0, &[&header(8, 0)], &[3, 1]);
+        assert_eq!(reply.data, [b's', b'e', b'r', OK]);
+        driver.device.lock().unwrap().flush().unwrap();
+    }
 }
 
 /// If it fails, a driver without FLUSH loses what it was told is on the disk.
@@ -259,20 +293,15 @@ fn without_flush_a_write_goes_through() {
             cache,
             ..options(&path)
         };
-        let device = Block::new(Disk::open(&options).unwrap(), "");
-        let mut driver = MockDriver::started(device, features);
-        let is_through = driver
-            .device
-            .lock()
-            .unwrap()
-            .active
-            .as_ref()
-            .unwrap()
-            .is_write_through;
-        assert_eq!(is_through, wanted);
-        assert_eq!(status(&mut driver, 1, 0, &[1; 512]), OK);
-        assert_eq!(status(&mut driver, 13, 0, &segment(1, 1, 0)), OK);
-        assert_eq!(status(&mut driver, 4, 0, &[]), OK);
+        for engine in [EngineKind::Sync, EngineKind::IoUring] {
+            let device = with_engine(&options, engine);
+            let mut driver = MockDriver::started(device, features);
+            let queue = driver.device.lock().unwrap().queues[0].clone();
+            assert_eq!(queue.lock().unwrap().is_write_through(), Some(wanted));
+            assert_eq!(status(&mut driver, 1, 0, &[1; 512]), OK);
+            assert_eq!(status(&mut driver, 13, 0, &segment(1, 1, 0)), OK);
+            assert_eq!(status(&mut driver, 4, 0, &[]), OK);
+        }
     }
 }
 
@@ -297,8 +326,12 @@ fn the_configuration_says_what_is_enforced() {
 #[test]
 fn many_requests_are_answered_with_few_interrupts() {
     let (_dir, path) = image(512 * 512);
-    for features in [0, EVENT_IDX] {
-        let mut driver = MockDriver::started(block(&path), features);
+    let kinds = [EngineKind::Sync, EngineKind::IoUring];
+    for (kind, features) in kinds
+        .into_iter()
+        .flat_map(|kind| [(kind, 0), (kind, EVENT_IDX)])
+    {
+        let mut driver = MockDriver::started(with_engine(&options(&path), kind), features);
         let requests: Vec<_> = (0..80)
             .map(|sector| driver.submit(0, &[&header(0, sector)], &[512, 1]))
             .collect();
@@ -321,7 +354,9 @@ fn a_hostile_driver_gets_nowhere() {
         read_only: true,
         ..options(&path)
     };
-    hostile_suite(|| Block::new(Disk::open(&options).unwrap(), "h"), &[0]);
+    for engine in [EngineKind::Sync, EngineKind::IoUring] {
+        hostile_suite(|| with_engine(&options, engine), &[0]);
+    }
 }
 
 /// If it fails, two VMs write to one file system.
