@@ -8,4 +8,4 @@ use cofferdam_devices::virtio::rng::Rng;
 use libfuzzer_sys::fuzz_target;
 use machine::Op;
 
-fuzz_target!(|ops: Vec<Op>| machine::drive(Rng::new(), ops, |_| ()));
+fuzz_target!(|ops: Vec<Op>| machine::drive(Rng::default(), ops, |_| ()));

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use super::{fail, guest, print};
 use crate::config::{
-    ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel, MAX_CPUS,
-    MemorySize, NetConfig, Pages, Protocol, RngConfig, RngOptions, VmConfig, parse_options,
+    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel,
+    MAX_CPUS, MemorySize, NetConfig, Pages, Protocol, RngConfig, Switch, VmConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -48,9 +48,9 @@ pub struct Args {
     /// vCPUs, 1 to 32 [default: 1]
     #[arg(long, value_name = "N", value_parser = cpu_count(), help_heading = GUEST)]
     cpus: Option<u8>,
-    /// Memory: 512 (MiB), 512M, 2G [default: 256M]
-    #[arg(long, value_name = "SIZE", help_heading = GUEST)]
-    memory: Option<MemorySize>,
+    /// Memory: 512 (MiB), 512M, 2G, then [,prefault=on|off] [default: 256M]
+    #[arg(long, value_name = "SIZE[,…]", value_parser = memory, help_heading = GUEST)]
+    memory: Option<Memory>,
 
     /// Disk that becomes the root file system: PATH[,ro][,…], options as of --disk
     #[arg(long, value_name = "PATH[,…]", value_parser = root_disk, help_heading = DEVICES)]
@@ -66,10 +66,17 @@ pub struct Args {
     console: Option<ConsoleConfig>,
     /// Entropy device, which is there anyway, with options: rate_limit.bytes_per_second=BYTES,…
     #[arg(long, value_name = "OPTION=…", value_parser = rng, help_heading = DEVICES)]
-    rng: Option<RngOptions>,
+    rng: Option<RngConfig>,
     /// Leave out the entropy device
     #[arg(long, conflicts_with = "rng", help_heading = DEVICES)]
     no_rng: bool,
+    /// Balloon, which is there anyway, with options:
+    /// [size=SIZE][,deflate_on_oom][,reporting=off][,stats=SECONDS]
+    #[arg(long, value_name = "OPTION,…", value_parser = balloon, help_heading = DEVICES)]
+    balloon: Option<BalloonConfig>,
+    /// Leave out the balloon: memory that the guest frees stays with it
+    #[arg(long, conflicts_with = "balloon", help_heading = DEVICES)]
+    no_balloon: bool,
 
     /// Configuration file (JSON); options given beside it win, disks and networks are added
     #[arg(long, value_name = "FILE", help_heading = MONITOR)]
@@ -118,6 +125,18 @@ fn cpu_count() -> impl clap::builder::TypedValueParser<Value = u8> {
     clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS))
 }
 
+/// What `--memory` says. Huge pages have an option of their own.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Memory {
+    size: Option<MemorySize>,
+    prefault: Option<bool>,
+}
+
+fn memory(text: &str) -> Result<Memory, String> {
+    parse_options(text, Some("size")).map_err(|error| error.to_string())
+}
+
 fn root_disk(text: &str) -> Result<DiskConfig, String> {
     parse_options(text, Some("path")).map_err(|error| error.to_string())
 }
@@ -130,7 +149,11 @@ fn net(text: &str) -> Result<NetConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
-fn rng(text: &str) -> Result<RngOptions, String> {
+fn rng(text: &str) -> Result<RngConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
+fn balloon(text: &str) -> Result<BalloonConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
@@ -154,13 +177,20 @@ impl Args {
         config.cpus.count = self.cpus.unwrap_or(config.cpus.count);
         config.cpus.template = self.cpu_template.or(config.cpus.template.take());
         config.cpus.pit |= self.pit;
-        config.memory.size = self.memory.unwrap_or(config.memory.size);
+        if let Some(memory) = self.memory {
+            config.memory.size = memory.size.unwrap_or(config.memory.size);
+            config.memory.prefault = memory.prefault.unwrap_or(config.memory.prefault);
+        }
         config.memory.hugepages = self.hugepages.or(config.memory.hugepages);
         config.console = self.console.unwrap_or(config.console);
         if self.no_rng {
-            config.rng = RngConfig::Off;
+            config.rng = Switch::Off;
         }
-        config.rng = self.rng.map_or(config.rng, RngConfig::On);
+        config.rng = self.rng.map_or(config.rng, Switch::On);
+        if self.no_balloon {
+            config.balloon = Switch::Off;
+        }
+        config.balloon = self.balloon.map_or(config.balloon, Switch::On);
         config.grace = self.grace.map_or(config.grace, Grace);
         config.log.level = self.log_level.unwrap_or(config.log.level);
         config.log.file = self.log_file.or(config.log.file.take());

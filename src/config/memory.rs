@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, MIN_MEMORY, MemorySize};
+use super::{ConfigError, MIN_MEMORY, MemorySize, is_default};
 
 /// Guest memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +10,9 @@ use super::{ConfigError, MIN_MEMORY, MemorySize};
 pub struct MemoryConfig {
     /// How much.
     pub size: MemorySize,
+    /// All of it is taken from the host at the start, rather than when the guest touches it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub prefault: bool,
     /// Explicit huge pages of the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hugepages: Option<HugePages>,
@@ -19,6 +22,7 @@ impl Default for MemoryConfig {
     fn default() -> Self {
         Self {
             size: MemorySize::from_mib(256),
+            prefault: false,
             hugepages: None,
         }
     }

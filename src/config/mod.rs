@@ -1,6 +1,7 @@
 //! What was asked for: plain data, read from the command line or from JSON, validated once. No file
 //! descriptors, no live objects.
 
+mod balloon;
 mod boot;
 mod console;
 mod cpu;
@@ -20,6 +21,7 @@ use cofferdam_boot::CommandLineError;
 use cofferdam_devices::virtio::net::MacError;
 use serde::{Deserialize, Serialize};
 
+pub use balloon::BalloonConfig;
 pub use boot::{BootConfig, Hardware, Pages, Protocol};
 pub use console::ConsoleConfig;
 pub use cpu::CpuConfig;
@@ -29,8 +31,9 @@ pub use memory::{HugePages, MemoryConfig};
 pub use net::NetConfig;
 pub use options::{OptionsError, parse_options};
 pub use rate_limit::RateLimitConfig;
-pub use rng::{RngConfig, RngOptions};
+pub use rng::RngConfig;
 pub use size::{ByteSize, MemorySize, SizeError};
+pub use switch::Switch;
 
 /// Most vCPUs of one VM; the guest kernels we build have room for as many.
 pub const MAX_CPUS: u8 = 32;
@@ -60,7 +63,10 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Gives the guest entropy from the host (virtio-rng).
     #[serde(skip_serializing_if = "is_default")]
-    pub rng: RngConfig,
+    pub rng: Switch<RngConfig>,
+    /// Takes memory back that the guest does not need (virtio-balloon).
+    #[serde(skip_serializing_if = "is_default")]
+    pub balloon: Switch<BalloonConfig>,
     /// Seconds that the guest has to power off after the first SIGTERM or SIGINT.
     #[serde(skip_serializing_if = "is_default")]
     pub grace: Grace,
@@ -147,6 +153,14 @@ pub enum ConfigError {
         /// What was given.
         count: u16,
     },
+    /// A balloon that leaves the guest nothing.
+    #[error("balloon: {size} of {memory} leaves the guest no memory; give less")]
+    Balloon {
+        /// The balloon's.
+        size: MemorySize,
+        /// The guest's.
+        memory: MemorySize,
+    },
     /// A rate or a burst of zero.
     #[error(
         "{device}: a rate limit lets nothing through; make {unit}_per_second and {unit}_burst 1 at least"
@@ -192,8 +206,10 @@ impl VmConfig {
         self.memory.validate()?;
         self.all_disks().try_for_each(DiskConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
-        self.rng.validate()?;
-        let others = usize::from(self.rng.options().is_some());
+        let (rng, balloon) = (self.rng.options(), self.balloon.options());
+        rng.map_or(Ok(()), RngConfig::validate)?;
+        balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
+        let others = usize::from(rng.is_some()) + usize::from(balloon.is_some());
         let devices = self.all_disks().count() + self.nets.len() + others;
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
@@ -237,6 +253,7 @@ mod tests {
             },
             memory: MemoryConfig {
                 size: MemorySize::from_mib(512),
+                prefault: true,
                 hugepages: Some(HugePages::Mib2),
             },
             console: ConsoleConfig::Socket("/s".into()),
@@ -262,7 +279,8 @@ mod tests {
                 mtu: Some(9000),
                 ..Default::default()
             }],
-            rng: RngConfig::Off,
+            rng: Switch::Off,
+            balloon: Switch::Off,
             grace: Grace(3),
             log: LogConfig {
                 level: LogLevel::Debug,

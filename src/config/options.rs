@@ -4,6 +4,18 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+/// Fields that are numbers.
+const NUMBERS: &[&str] = &[
+    "fd",
+    "mtu",
+    "ops_burst",
+    "ops_per_second",
+    "queues",
+    "stats",
+];
+/// Fields that are on or off.
+const SWITCHES: &[&str] = &["deflate_on_oom", "iothread", "prefault", "reporting", "ro"];
+
 /// Why an option string is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
@@ -80,14 +92,15 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
     };
     let (_, field) = key.rsplit_once('.').unwrap_or(("", key));
     match (field, value) {
-        ("fd" | "mtu" | "queues" | "ops_per_second" | "ops_burst", _) => match value.parse::<u64>()
-        {
+        (key, _) if NUMBERS.contains(&key) => match value.parse::<u64>() {
             Ok(number) => Ok(number.into()),
             Err(_) => Err(bad("a number")),
         },
-        ("ro" | "iothread", "on" | "true") => Ok(true.into()),
-        ("ro" | "iothread", "off" | "false") => Ok(false.into()),
-        ("ro" | "iothread", _) => Err(bad("on or off")),
+        (key, _) if SWITCHES.contains(&key) => match value {
+            "on" | "true" => Ok(true.into()),
+            "off" | "false" => Ok(false.into()),
+            _ => Err(bad("on or off")),
+        },
         (_, "") => Err(bad("something behind the =")),
         _ => Ok(value.into()),
     }
@@ -96,7 +109,7 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ByteSize, Cache, DiskConfig, Engine, NetConfig, RngOptions};
+    use crate::config::{ByteSize, Cache, DiskConfig, Engine, NetConfig, RngConfig};
 
     /// If it fails, an option on the command line is lost or lands in another field.
     #[test]
@@ -125,7 +138,7 @@ mod tests {
         let net: NetConfig = parse_options("fd=3,mtu=1400", None).unwrap();
         assert_eq!((net.fd, net.mtu), (Some(3), Some(1400)));
         let text = "rate_limit.bytes_per_second=1K,rate_limit.ops_burst=7";
-        let limit = parse_options::<RngOptions>(text, None).unwrap().rate_limit;
+        let limit = parse_options::<RngConfig>(text, None).unwrap().rate_limit;
         let bytes = limit.bytes_per_second.map(ByteSize::bytes);
         assert_eq!((bytes, limit.ops_burst), (Some(1024), Some(7)));
     }

@@ -21,6 +21,7 @@ use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError};
 use super::lifecycle::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE};
 use super::memory::{self, MemoryError};
+use super::prefault::prefault;
 use super::signals::Signals;
 use super::vcpu::{self, Buses, Vcpu};
 use super::{StopWatch, Stopper, Subscriber, Vm};
@@ -150,6 +151,9 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
     };
     let kvm = kvm::open()?;
     let mem = memory::allocate(&config.memory)?;
+    if config.memory.prefault {
+        prefault(&mem).map_err(|e| BuildError::Host("memory to prefault", e))?;
+    }
     let (kernel, initrd) = image.load(&mem, &config.boot)?;
     let vm = kvm::create_vm(&kvm, &mem, &config.cpus)?;
 

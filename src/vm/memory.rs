@@ -134,7 +134,7 @@ mod tests {
     fn memory_is_aligned_to_huge_pages() {
         let config = MemoryConfig {
             size: MemorySize::from_mib(7 << 10),
-            hugepages: None,
+            ..MemoryConfig::default()
         };
         let memory = allocate(&config).unwrap();
         assert_eq!(
@@ -159,6 +159,7 @@ mod tests {
         let config = MemoryConfig {
             size,
             hugepages: Some(HugePages::Mib2),
+            ..MemoryConfig::default()
         };
         let error = allocate(&config).unwrap_err().to_string();
         assert!(error.contains("vm.nr_hugepages=524288"), "{error}");

@@ -5,6 +5,7 @@ mod devices;
 mod kvm;
 mod lifecycle;
 mod memory;
+mod prefault;
 mod signals;
 mod vcpu;
 mod worker;

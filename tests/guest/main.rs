@@ -12,6 +12,7 @@ mod debian;
 mod harness;
 mod kernels;
 mod life;
+mod memory;
 mod net;
 mod rng;
 mod terminal;

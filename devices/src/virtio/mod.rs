@@ -1,5 +1,6 @@
 //! Virtio 1.2: the transport over MMIO, and the devices.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod chain;

@@ -1,6 +1,7 @@
 //! The devices of a VM: made from the configuration, put on their buses, given their interrupt
 //! lines.
 
+mod balloon;
 mod console;
 mod disk;
 mod legacy;
@@ -181,8 +182,11 @@ impl<'a> Devices<'a> {
         for net in &config.nets {
             devices.add_net(net)?;
         }
-        if let Some(options) = config.rng.options() {
-            devices.add_rng(options)?;
+        if let Some(rng) = config.rng.options() {
+            devices.add_rng(rng)?;
+        }
+        if let Some(balloon) = config.balloon.options() {
+            devices.add_balloon(balloon, &config.memory)?;
         }
         Ok(devices)
     }

@@ -6,11 +6,11 @@ use cofferdam_devices::virtio::rate_limit::RateLimiter;
 use cofferdam_devices::virtio::rng::Rng;
 
 use super::{DeviceError, Devices};
-use crate::config::{RateLimitConfig, RngOptions};
+use crate::config::{RateLimitConfig, RngConfig};
 
 impl Devices<'_> {
-    pub(super) fn add_rng(&mut self, options: &RngOptions) -> Result<(), DeviceError> {
-        let limiter = limiter("rng", &options.rate_limit)?;
+    pub(super) fn add_rng(&mut self, config: &RngConfig) -> Result<(), DeviceError> {
+        let limiter = limiter("rng", &config.rate_limit)?;
         self.add_virtio("rng", Arc::new(Mutex::new(Rng::new(limiter))))
     }
 }

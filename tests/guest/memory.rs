@@ -1,0 +1,138 @@
+//! Memory that comes back from a guest, and memory that is there from the start.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::harness::{TempDir, Vm, host, wait_until};
+
+/// A guest that fills 200 MiB and frees them again, each after a line from us. What it needs for
+/// that itself, it has touched before.
+const FILL_AND_FREE: &str = "
+    mount -t tmpfs -o size=210m full /mnt
+    echo ready; read line
+    dd if=/dev/zero of=/mnt/full bs=1M count=200 2>/dev/null || exit 1
+    echo full; read line
+    rm /mnt/full; echo freed; read line";
+
+/// MiB of the monitor's memory that are resident.
+fn resident(vm: &Vm) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() / 1024
+}
+
+/// How long it takes until `condition` holds.
+#[track_caller]
+fn seconds_until(what: &str, condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    wait_until(what, condition);
+    start.elapsed()
+}
+
+/// If it fails, memory that a guest used once is lost to the host until the guest's end.
+#[test]
+fn freed_memory_comes_back() {
+    let dir = TempDir::new("freed");
+    let mut vm = Vm::script(&dir, "--memory 256M", FILL_AND_FREE);
+    vm.wait_for("ready");
+    let before = resident(&vm);
+    vm.type_text("\n");
+    vm.wait_for("full");
+    let full = resident(&vm);
+    assert!(full >= before + 150, "{before} MiB, then {full} MiB");
+    vm.type_text("\n");
+    vm.wait_for("freed");
+    let time = seconds_until("memory comes back", || resident(&vm) <= before + 20);
+    let after = resident(&vm);
+    println!("{before} MiB, {full} MiB full, {after} MiB {time:?} after it was freed");
+    assert!(time < Duration::from_secs(20), "{time:?}");
+    vm.type_text("\n");
+    vm.end().expect(0);
+}
+
+/// If it fails, a guest keeps memory although nothing but the balloon was asked for; or the device
+/// is there where it was declined.
+#[test]
+fn a_guest_without_a_balloon_keeps_its_memory() {
+    let dir = TempDir::new("kept");
+    let mut vm = Vm::script(&dir, "--no-balloon", FILL_AND_FREE);
+    for text in ["ready", "full", "freed"] {
+        vm.wait_for(text);
+        if text != "freed" {
+            vm.type_text("\n");
+        }
+    }
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(resident(&vm) >= 200);
+    vm.type_text("\n");
+    vm.end().expect(0);
+}
+
+/// Explicit huge pages of the host that nobody uses.
+fn free_huge_pages() -> u64 {
+    host("awk '/HugePages_Free/ {print $2}' /proc/meminfo")
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+/// If it fails, explicit huge pages do not come back, or come back although nobody asked for it.
+#[test]
+fn huge_pages_come_back_where_they_are_asked_back() {
+    host("sysctl -qw vm.nr_hugepages=128");
+    let dir = TempDir::new("freed-huge");
+    let args = "--memory 256M --hugepages 2M --balloon reporting";
+    let mut vm = Vm::script(&dir, args, FILL_AND_FREE);
+    vm.wait_for("ready");
+    vm.type_text("\n");
+    vm.wait_for("full");
+    let full = free_huge_pages();
+    vm.type_text("\n");
+    vm.wait_for("freed");
+    let time = seconds_until("huge pages come back", || free_huge_pages() >= full + 90);
+    println!(
+        "{full} free huge pages, then {} after {time:?}",
+        free_huge_pages()
+    );
+    vm.type_text("\n");
+    vm.end().expect(0);
+    host("sysctl -qw vm.nr_hugepages=0");
+}
+
+/// If it fails, memory that was to be there from the start is not, or does not stay.
+#[test]
+fn prefaulted_memory_is_there_and_stays() {
+    let dir = TempDir::new("prefault");
+    let script = "echo ready; read line";
+    let mut vm = Vm::script(&dir, "--memory 128M,prefault=on", script);
+    vm.wait_for("ready");
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(resident(&vm) >= 128, "{} MiB", resident(&vm));
+    vm.type_text("\n");
+    vm.end().expect(0);
+    let mut vm = Vm::script(&dir, "--memory 128M,prefault=off", script);
+    vm.wait_for("ready");
+    assert!(resident(&vm) < 100, "{} MiB", resident(&vm));
+}
+
+/// If it fails, the guest does not give what it is asked for, dies for want of memory that it could
+/// have back, or nobody hears how it is off.
+#[test]
+fn the_balloon_is_filled_and_gives_way() {
+    let dir = TempDir::new("balloon");
+    let args = "--memory 256M --log-level info --balloon size=150M,deflate_on_oom,stats=1";
+    let script = "
+        mount -t tmpfs -o size=210m full /mnt
+        echo ready; read line
+        head -c 180m /dev/zero | tail -n 1 | wc -c
+        echo alive";
+    let mut vm = Vm::script(&dir, args, script);
+    vm.wait_for("ready");
+    vm.wait_for_log("in the balloon 153600K");
+    vm.wait_for_log("the guest's memory: ");
+    vm.type_text("\n");
+    vm.wait_for("188743680");
+    vm.wait_for("alive");
+    vm.end().expect(0);
+}
