@@ -16,7 +16,7 @@ help: ## List what there is to do
 run: setup guest build ## Set up what is missing, build, and boot the default guest to its shell
 	@resources/run $(BIN)
 
-test: setup guest ## Unit tests, and every test that boots something
+test: setup guest ## Unit tests, a short fuzz, and every test that boots something
 	@tests/run
 
 bench: setup guest build ## Measure boots beside QEMU microvm, check the budgets, draw the chart
@@ -38,7 +38,7 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format the code
 	cargo fmt --all
 
-fuzz: ## Fuzz the loaders and devices, a minute each
+fuzz: setup ## Fuzz the loaders, the devices and their transport, a minute each
 	@fuzz/run
 
 clean: ## Remove what was built in the tree; the cache outside stays

@@ -5,10 +5,15 @@
 mod machine;
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::sync::LazyLock;
 
-use cofferdam_devices::virtio::block::{Block, Cache, Disk, DiskOptions};
+use arbitrary::Arbitrary;
+use cofferdam_devices::virtio::block::{
+    Block, BlockOptions, Cache, Disk, DiskLimits, DiskOptions, EngineKind,
+};
+use cofferdam_devices::virtio::rate_limit::{Rate, RateLimits};
 use libfuzzer_sys::fuzz_target;
 use machine::Op;
 use vmm_sys_util::tempfile::TempFile;
@@ -22,13 +27,55 @@ static IMAGE: LazyLock<File> = LazyLock::new(|| {
     image
 });
 
-fuzz_target!(|input: (bool, Vec<Op>)| {
-    let (read_only, ops) = input;
-    let disk = Disk::open(&DiskOptions {
-        path: format!("/proc/self/fd/{}", IMAGE.as_raw_fd()).into(),
-        read_only,
-        cache: Cache::Writeback,
-    });
-    machine::drive(Block::new(disk.unwrap(), "serial"), ops, |_| ());
+/// What kind of disk it is.
+#[derive(Arbitrary, Debug)]
+struct Kind {
+    read_only: bool,
+    is_unsafe: bool,
+    is_asynchronous: bool,
+    queues: u8,
+    is_limited: bool,
+}
+
+impl Kind {
+    fn device(&self) -> Block {
+        let disk = || {
+            Disk::open(&DiskOptions {
+                path: format!("/proc/self/fd/{}", IMAGE.as_raw_fd()).into(),
+                read_only: self.read_only,
+                cache: [Cache::Writeback, Cache::Unsafe][usize::from(self.is_unsafe)],
+            })
+            .unwrap()
+        };
+        // One request at a time, and the next after a millisecond.
+        let rate = Rate {
+            per_second: const { NonZeroU64::new(1000).unwrap() },
+            burst: NonZeroU64::MIN,
+        };
+        let limits = RateLimits {
+            ops: self.is_limited.then_some(rate),
+            ..RateLimits::default()
+        };
+        let options = |engine| BlockOptions {
+            serial: "serial".to_owned(),
+            engine,
+            queues: 1 + usize::from(self.queues % 4),
+            has_workers: self.queues & 4 != 0,
+            limits: DiskLimits {
+                read: limits,
+                ..DiskLimits::default()
+            },
+        };
+        // Not every host has it.
+        let asynchronous = self.is_asynchronous.then_some(EngineKind::IoUring);
+        asynchronous
+            .and_then(|engine| Block::new(disk(), &options(engine)).ok())
+            .unwrap_or_else(|| Block::new(disk(), &options(EngineKind::Sync)).unwrap())
+    }
+}
+
+fuzz_target!(|input: (Kind, Vec<Op>)| {
+    let (kind, ops) = input;
+    machine::drive(kind.device(), ops, |_| ());
     assert_eq!(IMAGE.metadata().unwrap().len(), SIZE);
 });

@@ -233,7 +233,7 @@ impl VirtQueue {
         // The used index must be visible before the driver's wish is read, or both sides may wait.
         fence(Ordering::SeqCst);
         let used = self.ring.next_used();
-        let news = used.wrapping_sub(std::mem::replace(&mut self.signalled, used));
+        let before = std::mem::replace(&mut self.signalled, used);
         let wanted = if self.ring.event_idx_enabled() {
             let offset = 4 + 2 * u64::from(self.ring.size());
             let event: u16 = self
@@ -243,8 +243,7 @@ impl VirtQueue {
                     Ordering::Relaxed,
                 )
                 .map_err(QueueError::Ring)?;
-            // Whether the entry that the driver waits for is among those since the last time.
-            used.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < news
+            is_passed(u16::from_le(event), before, used)
         } else {
             let flags: u16 = self
                 .mem
@@ -346,6 +345,12 @@ impl VirtQueue {
         );
         self.interrupt.needs_reset();
     }
+}
+
+/// Whether the entry that the other side waits for is among those from index `old` up to `new`
+/// (virtio 1.2, section 2.7.7.2).
+fn is_passed(event: u16, old: u16, new: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 #[cfg(test)]

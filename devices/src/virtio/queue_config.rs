@@ -66,6 +66,8 @@ impl QueueConfig {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MEM: u64 = 0x10000;
@@ -103,6 +105,49 @@ mod tests {
                 }
                 assert!(!makes_a_ring(config), "part {part} at {bad:#x}");
             }
+        }
+    }
+
+    /// The address `good`, or one where something begins or ends, or near it, or any.
+    fn address(good: u64) -> impl Strategy<Value = u64> {
+        let border = prop_oneof![
+            Just(0),
+            Just(MEM),
+            Just(1 << 32),
+            Just(u64::MAX),
+            0..MEM,
+            any::<u64>()
+        ];
+        let near = prop_oneof![-0x20i64..0x20, -0x400i64..0x20];
+        let align = prop_oneof![Just(1), Just(2), Just(4), Just(16)];
+        let wild = (border, near, align).prop_map(|(border, near, align)| {
+            let address = border.wrapping_add_signed(near);
+            address - address % align
+        });
+        prop_oneof![Just(good), wild]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// If it fails, a part of a ring reaches past guest memory, or a good driver is refused.
+        #[test]
+        fn each_part_of_a_ring_lies_in_guest_memory(
+            size in prop_oneof![(0..6u32).prop_map(|n| 1 << n), 0..40u32, Just(0x1_0010), any::<u32>()],
+            parts in [0x1000, 0x2000, 0x3000].map(address),
+        ) {
+            let [descriptors, driver, device] = parts;
+            let config = QueueConfig { size, descriptors, driver, device, ..config() };
+            let fits = |address: u64, align: u64, len: u64| {
+                address.is_multiple_of(align)
+                    && u128::from(address) + u128::from(len) <= u128::from(MEM)
+            };
+            let entries = u64::from(size);
+            let is_ring = matches!(size, 1 | 2 | 4 | 8 | 16)
+                && fits(descriptors, 16, 16 * entries)
+                && fits(driver, 2, 6 + 2 * entries)
+                && fits(device, 4, 6 + 8 * entries);
+            prop_assert_eq!(makes_a_ring(config), is_ring);
         }
     }
 }

@@ -2,6 +2,8 @@
 //! registers, to the rings, and to all of guest memory. The device must come to rest and keep to
 //! guest memory, and a reset must bring it back.
 
+mod memory;
+
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
@@ -9,15 +11,12 @@ use cofferdam_devices::GuestMemory;
 use cofferdam_devices::bus::BusDevice;
 use cofferdam_devices::virtio::VirtioDevice;
 use cofferdam_devices::virtio::mmio::MmioTransport;
-use cofferdam_devices::virtio::subscriber::Subscriber;
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Two regions that touch; nothing above.
-const REGION: usize = 512 << 10;
-const MEMORY: u64 = 2 * REGION as u64;
+const MEMORY: u64 = 2 * memory::REGION as u64;
 /// Each queue's rings have so many bytes from the start of memory on; buffers are behind them.
 const RINGS: u64 = 0x10000;
 const BUFFERS: u64 = 4 * RINGS;
@@ -27,7 +26,11 @@ const INDIRECT: u16 = 4;
 #[derive(Arbitrary, Debug)]
 pub enum Op {
     /// Resets the device and sets it up as a good driver does; where the rings are is not as good.
-    Start { without: u64, overlap: bool },
+    Start {
+        without: u64,
+        overlap: bool,
+        wild: Option<Wild>,
+    },
     /// Writes a register, whole.
     Register { number: u8, value: u32 },
     /// Any access to the page of registers.
@@ -57,6 +60,14 @@ pub enum Op {
     Run,
     /// Something arrives at the device from outside.
     Arrive { data: Vec<u8> },
+}
+
+/// A queue that is set up as it should not be: its number, its size, and where its parts are.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Wild {
+    queue: u8,
+    size: u16,
+    parts: [u32; 3],
 }
 
 /// A descriptor of a chain, and what is in its buffer.
@@ -117,7 +128,7 @@ struct Ring {
 struct Machine {
     mem: GuestMemory,
     transport: MmioTransport,
-    events: EventManager<Subscriber<dyn VirtioDevice>>,
+    events: EventManager<Box<dyn MutEventSubscriber>>,
     rings: Vec<Ring>,
     next_buffer: u64,
 }
@@ -127,7 +138,7 @@ struct Machine {
 pub fn drive(device: impl VirtioDevice + 'static, ops: Vec<Op>, mut arrive: impl FnMut(&[u8])) {
     let mut machine = Machine::new(device);
     if !matches!(ops.first(), Some(Op::Register { .. } | Op::Write { .. })) {
-        machine.start(0, false);
+        machine.start(0, false, None);
     }
     for op in ops {
         match op {
@@ -143,16 +154,15 @@ pub fn drive(device: impl VirtioDevice + 'static, ops: Vec<Op>, mut arrive: impl
 
 impl Machine {
     fn new(device: impl VirtioDevice + 'static) -> Self {
-        let regions = [
-            (GuestAddress(0), REGION),
-            (GuestAddress(REGION as u64), REGION),
-        ];
-        let mem = GuestMemory::from_ranges(&regions).unwrap();
+        let mem = memory::fresh();
         let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new("fuzzed", device, mem.clone(), irqfd).unwrap();
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(transport.subscriber());
+        events.add_subscriber(Box::new(transport.subscriber()) as Box<dyn MutEventSubscriber>);
+        for lane in transport.lanes() {
+            events.add_subscriber(Box::new(lane));
+        }
         Self {
             mem,
             transport,
@@ -174,7 +184,11 @@ impl Machine {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Start { without, overlap } => self.start(without, overlap),
+            Op::Start {
+                without,
+                overlap,
+                wild,
+            } => self.start(without, overlap, wild),
             Op::Register { number, value } => self.write(u32::from(number) << 2, value),
             Op::Write { offset, data, len } => {
                 // The bus keeps offsets inside of the page, and the length is 1 to 8.
@@ -221,7 +235,7 @@ impl Machine {
         let _ = self.mem.write(data, GuestAddress(address));
     }
 
-    fn start(&mut self, without: u64, overlap: bool) {
+    fn start(&mut self, without: u64, overlap: bool, wild: Option<Wild>) {
         self.write(reg::VIRTIO_MMIO_STATUS, 0);
         self.write(reg::VIRTIO_MMIO_STATUS, 3);
         for word in [0, 1] {
@@ -242,13 +256,22 @@ impl Machine {
             }
             let base = RINGS * u64::from(queue);
             let start = u32::try_from(base).unwrap();
-            self.poke(base, &[0; 0x10000]);
-            self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size);
-            self.write(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, start);
-            self.write(reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, start + 0x8000);
             let used = if overlap { 0x8000 } else { 0xc000 };
-            self.write(reg::VIRTIO_MMIO_QUEUE_USED_LOW, start + used);
+            self.poke(base, &[0; 0x10000]);
+            let wild = wild.filter(|wild| u32::from(wild.queue) == queue);
+            let (size, parts) = match wild {
+                Some(wild) => (wild.size.into(), wild.parts),
+                None => (size, [start, start + 0x8000, start + used]),
+            };
+            self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size);
+            self.write(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, parts[0]);
+            self.write(reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, parts[1]);
+            self.write(reg::VIRTIO_MMIO_QUEUE_USED_LOW, parts[2]);
             self.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+            if self.read(reg::VIRTIO_MMIO_QUEUE_READY) == 0 {
+                assert!(wild.is_some(), "a good ring is refused");
+                break;
+            }
             self.rings.push(Ring {
                 base,
                 size: size.try_into().unwrap(),

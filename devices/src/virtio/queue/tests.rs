@@ -1,5 +1,7 @@
 //! The ring loop and its notifications; chains against a model; buffers.
 
+mod wrap;
+
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
