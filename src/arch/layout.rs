@@ -8,6 +8,7 @@
 //! 0xfee0_0000    local APICs
 //! 0xfffb_d000    KVM's task-state segment, for Intel CPUs that need one
 //! 4 GiB        RAM goes on here
+//! above RAM    files mapped as pmem, each at a multiple of 128 MiB
 //! ```
 
 pub use cofferdam_boot::layout::{MMIO_HOLE_END as HIGH_RAM, MMIO_HOLE_START as MMIO_HOLE};
@@ -32,6 +33,15 @@ pub const VIRTIO_GSI: u32 = 6;
 /// Interrupt lines for virtio devices: what the I/O APIC's 24 leave.
 pub const VIRTIO_GSI_COUNT: usize = 18;
 
+/// What the start of each pmem device's memory is a multiple of: a section of Linux's memory map, so
+/// that none shares one with RAM.
+pub const PMEM_ALIGNMENT: u64 = 128 << 20;
+
+/// Where the memory of pmem devices starts in a guest whose RAM ends at `last`, its last byte.
+pub fn pmem_start(last: u64) -> u64 {
+    last.max(HIGH_RAM).next_multiple_of(PMEM_ALIGNMENT)
+}
+
 /// Splits `size` bytes of RAM into what lies below the MMIO hole and what lies from 4 GiB on.
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     let low = size.min(MMIO_HOLE);
@@ -55,6 +65,15 @@ mod tests {
             ram_ranges(6 << 30),
             [(0, MMIO_HOLE), (HIGH_RAM, (6 << 30) - MMIO_HOLE)]
         );
+    }
+
+    /// If it fails, pmem lies over RAM or over the devices.
+    #[test]
+    fn pmem_lies_above_all_else() {
+        assert_eq!(pmem_start((256 << 20) - 1), HIGH_RAM);
+        assert_eq!(pmem_start(MMIO_HOLE - 1), HIGH_RAM);
+        assert_eq!(pmem_start(HIGH_RAM + (1 << 20)), HIGH_RAM + (128 << 20));
+        assert_eq!(pmem_start((8 << 30) - 1), 8 << 30);
     }
 
     /// If it fails, two devices share an interrupt line or one has a line that is not there.

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use super::{fail, guest, print};
 use crate::config::{
     BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel,
-    MAX_CPUS, MemorySize, NetConfig, Pages, Protocol, RngConfig, Switch, VmConfig, parse_options,
+    MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig, Switch,
+    VmConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -52,12 +53,15 @@ pub struct Args {
     #[arg(long, value_name = "SIZE[,…]", value_parser = memory, help_heading = GUEST)]
     memory: Option<Memory>,
 
-    /// Disk that becomes the root file system: PATH[,ro][,…], options as of --disk
-    #[arg(long, value_name = "PATH[,…]", value_parser = root_disk, help_heading = DEVICES)]
-    rootfs: Option<DiskConfig>,
+    /// Root file system: PATH[,ro][,…], options as of --disk; or PATH,pmem[,ro], mapped as of --pmem
+    #[arg(long, value_name = "PATH[,…]", value_parser = root, help_heading = DEVICES)]
+    rootfs: Option<RootConfig>,
     /// Another disk (repeatable): path=FILE[,ro][,id=NAME][,cache=writeback|unsafe][,engine=auto|sync|io_uring][,queues=N][,iothread=on][,rate_limit.read.bytes_per_second=BYTES,…]
     #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = disk, help_heading = DEVICES)]
     disks: Vec<DiskConfig>,
+    /// Image whose pages the guest maps (repeatable): file=PATH[,ro]
+    #[arg(long = "pmem", value_name = "file=PATH[,ro]", value_parser = pmem, help_heading = DEVICES)]
+    pmems: Vec<PmemConfig>,
     /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES]
     #[arg(long = "net", value_name = "tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
     nets: Vec<NetConfig>,
@@ -137,11 +141,15 @@ fn memory(text: &str) -> Result<Memory, String> {
     parse_options(text, Some("size")).map_err(|error| error.to_string())
 }
 
-fn root_disk(text: &str) -> Result<DiskConfig, String> {
+fn root(text: &str) -> Result<RootConfig, String> {
     parse_options(text, Some("path")).map_err(|error| error.to_string())
 }
 
 fn disk(text: &str) -> Result<DiskConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
+fn pmem(text: &str) -> Result<PmemConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
@@ -173,6 +181,7 @@ impl Args {
         boot.hardware = self.hardware.unwrap_or(boot.hardware);
         config.rootfs = self.rootfs.or(config.rootfs.take());
         config.disks.extend(self.disks);
+        config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
         config.cpus.count = self.cpus.unwrap_or(config.cpus.count);
         config.cpus.template = self.cpu_template.or(config.cpus.template.take());

@@ -4,7 +4,7 @@ use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DiskConfig, RootConfig, VmConfig};
 
 /// Names the directory of the default guest, before all other places.
 const VARIABLE: &str = "COFFERDAM_GUEST";
@@ -36,11 +36,11 @@ pub fn complete(config: &mut VmConfig) -> Result<(), NoGuest> {
     if config.rootfs.is_none() && config.boot.initrd.is_none() {
         let path = place.join(ROOTFS);
         // Read-only, so that any number of VMs may run from it.
-        config.rootfs = Some(DiskConfig {
+        config.rootfs = Some(RootConfig::Disk(DiskConfig {
             path,
             ro: true,
             ..DiskConfig::default()
-        });
+        }));
     }
     Ok(())
 }

@@ -10,8 +10,10 @@ mod log;
 mod memory;
 mod net;
 mod options;
+mod pmem;
 mod rate_limit;
 mod rng;
+mod root;
 mod size;
 mod switch;
 
@@ -30,8 +32,10 @@ pub use log::{LogConfig, LogLevel};
 pub use memory::{HugePages, MemoryConfig};
 pub use net::NetConfig;
 pub use options::{OptionsError, parse_options};
+pub use pmem::PmemConfig;
 pub use rate_limit::RateLimitConfig;
 pub use rng::RngConfig;
+pub use root::RootConfig;
 pub use size::{ByteSize, MemorySize, SizeError};
 pub use switch::Switch;
 
@@ -54,11 +58,14 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// Where the serial console leads.
     pub console: ConsoleConfig,
-    /// The disk that the kernel mounts as its root; it is the first, `/dev/vda`.
+    /// What the kernel mounts as its root; it is the first disk, `/dev/vda`, or pmem device.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rootfs: Option<DiskConfig>,
+    pub rootfs: Option<RootConfig>,
     /// Further disks, in the guest's order.
     pub disks: Vec<DiskConfig>,
+    /// Further pmem devices, in the guest's order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pmems: Vec<PmemConfig>,
     /// Network interfaces, in the guest's order.
     pub nets: Vec<NetConfig>,
     /// Gives the guest entropy from the host (virtio-rng).
@@ -205,12 +212,14 @@ impl VmConfig {
         self.cpus.validate()?;
         self.memory.validate()?;
         self.all_disks().try_for_each(DiskConfig::validate)?;
+        self.all_pmems().try_for_each(PmemConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
         let (rng, balloon) = (self.rng.options(), self.balloon.options());
         rng.map_or(Ok(()), RngConfig::validate)?;
         balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
         let others = usize::from(rng.is_some()) + usize::from(balloon.is_some());
-        let devices = self.all_disks().count() + self.nets.len() + others;
+        let devices =
+            self.all_disks().count() + self.all_pmems().count() + self.nets.len() + others;
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
@@ -219,7 +228,20 @@ impl VmConfig {
 
     /// The root disk, then the others: `/dev/vda` and so on.
     pub fn all_disks(&self) -> impl Iterator<Item = &DiskConfig> {
-        self.rootfs.iter().chain(&self.disks)
+        let root = self.rootfs.iter().filter_map(|root| match root {
+            RootConfig::Disk(disk) => Some(disk),
+            RootConfig::Pmem(_) => None,
+        });
+        root.chain(&self.disks)
+    }
+
+    /// The root pmem device, then the others: `/dev/pmem0` and so on.
+    pub fn all_pmems(&self) -> impl Iterator<Item = &PmemConfig> {
+        let root = self.rootfs.iter().filter_map(|root| match root {
+            RootConfig::Pmem(pmem) => Some(pmem),
+            RootConfig::Disk(_) => None,
+        });
+        root.chain(&self.pmems)
     }
 }
 
@@ -257,7 +279,7 @@ mod tests {
                 hugepages: Some(HugePages::Mib2),
             },
             console: ConsoleConfig::Socket("/s".into()),
-            rootfs: Some(DiskConfig {
+            rootfs: Some(RootConfig::Disk(DiskConfig {
                 path: "r".into(),
                 ro: true,
                 id: Some("x".into()),
@@ -272,8 +294,12 @@ mod tests {
                     },
                     ..Default::default()
                 },
-            }),
+            })),
             disks: vec![],
+            pmems: vec![PmemConfig {
+                file: "p".into(),
+                ro: true,
+            }],
             nets: vec![NetConfig {
                 fd: Some(3),
                 mtu: Some(9000),

@@ -14,7 +14,14 @@ const NUMBERS: &[&str] = &[
     "stats",
 ];
 /// Fields that are on or off.
-const SWITCHES: &[&str] = &["deflate_on_oom", "iothread", "prefault", "reporting", "ro"];
+const SWITCHES: &[&str] = &[
+    "deflate_on_oom",
+    "iothread",
+    "prefault",
+    "reporting",
+    "pmem",
+    "ro",
+];
 
 /// Why an option string is refused.
 #[derive(Debug, thiserror::Error)]

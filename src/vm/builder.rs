@@ -22,6 +22,7 @@ use super::kvm::{self, KvmError};
 use super::lifecycle::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE};
 use super::memory::{self, MemoryError};
 use super::prefault::prefault;
+use super::root;
 use super::signals::Signals;
 use super::vcpu::{self, Buses, Vcpu};
 use super::{StopWatch, Stopper, Subscriber, Vm};
@@ -182,6 +183,7 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
         exit_status,
         console,
         disks,
+        pmems,
         ..
     } = devices;
     for subscriber in subscribers {
@@ -199,6 +201,7 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
         grace: Duration::from_secs(config.grace.0.into()),
         exit_status,
         disks,
+        pmems,
         console,
     })
 }
@@ -278,10 +281,7 @@ fn command_line(
         ours.push("console=ttyS0 8250.nr_uarts=1".into());
     }
     if let Some(root) = &config.rootfs {
-        ours.push(format!(
-            "root=/dev/vda {}",
-            if root.ro { "ro" } else { "rw" }
-        ));
+        ours.push(root::arguments(root));
     }
     if config.boot.hardware == Hardware::Cmdline {
         ours.push("acpi=off".into());

@@ -27,6 +27,8 @@ pub enum StopReason {
     TripleFault,
     /// KVM could not go on with a vCPU.
     VcpuError,
+    /// The host has no page for memory that it promised to the guest.
+    HostMemory,
     /// The guest did not power off in the time that it had.
     Grace,
     /// A signal that left no time.
@@ -43,6 +45,7 @@ impl StopReason {
         match self {
             Self::PowerOff => status,
             Self::Monitor => EXIT_MONITOR,
+            Self::HostMemory => EXIT_HOST,
             Self::Reset => 80,
             Self::Panic => 81,
             Self::TripleFault => 82,
@@ -62,6 +65,9 @@ impl fmt::Display for StopReason {
             Self::Panic => f.write_str("the guest's kernel panicked"),
             Self::TripleFault => f.write_str("the guest's CPU met a triple fault"),
             Self::VcpuError => f.write_str("KVM could not go on with a vCPU"),
+            Self::HostMemory => {
+                f.write_str("the host could not give the guest a page of its memory")
+            }
             Self::Grace => f.write_str("the guest did not power off in time"),
             Self::Signal(number) => write!(f, "stopped at once by signal {number}"),
             Self::Quit => f.write_str("left by Ctrl-a x"),
@@ -149,6 +155,7 @@ mod tests {
         let codes = [
             (StopReason::PowerOff, 7),
             (StopReason::Monitor, 1),
+            (StopReason::HostMemory, 3),
             (StopReason::Reset, 80),
             (StopReason::Panic, 81),
             (StopReason::TripleFault, 82),

@@ -6,6 +6,7 @@
 //! with another process asks for a memfd when there is one.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use vm_memory::mmap::MmapRegionError;
@@ -96,6 +97,33 @@ fn map(len: usize, hugepages: Option<HugePages>) -> io::Result<MmapRegion<()>> {
     // memory is mapped once and unmapped by the process's end.
     unsafe { MmapRegion::build_raw(address.cast(), len, prot, flags) }
         .map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Maps `size` bytes of `file` into a range of `len` bytes whose address, which it returns, is a
+/// multiple of the huge page. Behind the file's last page come pages of zeros. Lives as long as the
+/// process.
+///
+/// Nothing in the monitor may touch the range: where the file is cut short, that would be a SIGBUS.
+pub fn map_file(file: BorrowedFd, size: u64, len: u64, read_only: bool) -> io::Result<u64> {
+    let size = usize::try_from(size.next_multiple_of(4096)).map_err(|_| too_large())?;
+    let len = usize::try_from(len).map_err(|_| too_large())?.max(size);
+    let prot = match read_only {
+        true => libc::PROT_READ,
+        false => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    let room = reserve(len)?;
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    // SAFETY: the range is part of the reservation that `reserve` just made for us alone, so the
+    // fixed mapping replaces nothing that anyone uses.
+    let address = unsafe { libc::mmap(room, size, prot, flags, file.as_raw_fd(), 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: what is left of the reservation behind the file, which nobody knows of yet.
+    if unsafe { libc::mprotect(room.wrapping_byte_add(size), len - size, prot) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(room.addr() as u64)
 }
 
 /// Sets aside `len` bytes of address space, aligned to the huge page, and gives back what stands

@@ -6,6 +6,7 @@ mod kvm;
 mod lifecycle;
 mod memory;
 mod prefault;
+mod root;
 mod signals;
 mod vcpu;
 mod worker;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use cofferdam_devices::console::Console;
 use cofferdam_devices::legacy::ExitStatus;
 use cofferdam_devices::virtio::block::Block;
+use cofferdam_devices::virtio::pmem::Pmem;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -51,6 +53,7 @@ pub struct Vm {
     grace: Duration,
     exit_status: ExitStatus,
     disks: Vec<Arc<Mutex<Block>>>,
+    pmems: Vec<Arc<Mutex<Pmem>>>,
     console: Option<Arc<Mutex<Console>>>,
 }
 
@@ -176,6 +179,19 @@ impl Vm {
             if let Err(error) = disk.flush() {
                 let path = disk.disk().path().display();
                 log::error!("what the guest wrote may not be on the disk {path}: {error}");
+            }
+        }
+        for pmem in &self.pmems {
+            let pmem = pmem.lock().unwrap_or_else(PoisonError::into_inner);
+            let path = pmem.file().path().display();
+            if let Err(error) = pmem.flush() {
+                log::error!("what the guest wrote may not be in the pmem file {path}: {error}");
+            }
+            if let Some(size) = pmem.file().shrunk_to() {
+                let before = pmem.file().size();
+                log::error!(
+                    "the pmem file {path} was cut from {before} to {size} bytes while the guest ran"
+                );
             }
         }
         if let Some(console) = &self.console {

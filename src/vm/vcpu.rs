@@ -138,6 +138,10 @@ impl Vcpu {
             // A kick, or a signal to the process: whether the VM ends is the caller's question.
             Ok(VcpuExit::Intr) => Step::Continue,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Step::Continue,
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => self.no_page(&format!(" at {gpa:#x}")),
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                self.no_page("")
+            }
             Ok(exit) => {
                 let exit = format!("{exit:?}");
                 self.fail(&exit)
@@ -151,6 +155,17 @@ impl Vcpu {
         // SAFETY: called only after an I/O exit, for which this is the union's member.
         let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
         usize::from(size).max(1)
+    }
+
+    /// The host has no page for what the guest touched: a file that is mapped into the guest was cut
+    /// short or cannot be read, or the host's own memory is bad.
+    fn no_page(&self, place: &str) -> Step {
+        log::error!(
+            "vCPU {} stopped: the host has no page for the guest's memory{place}: a file that is \
+             mapped there was truncated or cannot be read, or memory of the host is broken",
+            self.id
+        );
+        Step::Stop(StopReason::HostMemory)
     }
 
     /// KVM cannot go on: says where the vCPU stood.

@@ -58,6 +58,13 @@ fn bad_options_are_usage_errors() {
         ),
         ("--rootfs ,ro", &["'--rootfs", "empty"]),
         ("--rootfs a --rootfs b", &["'--rootfs", "multiple times"]),
+        ("--rootfs a,pmem,id=x", &["'--rootfs", "unknown field `id`"]),
+        ("--rootfs a,pmem=maybe", &["'--rootfs", "on or off"]),
+        ("--pmem ro", &["'--pmem", "missing field `file`"]),
+        (
+            "--pmem path=a",
+            &["'--pmem", "unknown field `path`", "`file`"],
+        ),
         ("--net mtu=1500", &["net:", "tap=NAME or fd=N"]),
         ("--net tap=t,fd=3", &["net:", "tap=NAME or fd=N"]),
         (
@@ -279,6 +286,31 @@ fn disks_that_are_none_are_refused() {
     assert_eq!(dir.names(), before);
 }
 
+/// If it fails, a file that cannot be mapped, or in which writes would be lost, becomes memory of a
+/// guest; or the user is not told what to do about it.
+#[test]
+fn files_that_cannot_be_pmem_are_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = Dir::new();
+    let odd = dir.write("odd", &[0; 4096]);
+    let empty = dir.write("empty", &[]);
+    let refused = |options: &str, code, parts: &[&str]| {
+        finish(boot(&dir, "off", &format!("--pmem file={options}"))).refused(code, parts);
+    };
+    refused(&odd, 2, &[&odd, "4096 bytes", "2 MiB", "truncate -s %2M"]);
+    refused(&empty, 2, &[&empty, "empty"]);
+    refused("/nonexistent,ro", 2, &["/nonexistent", "No such file"]);
+    refused("/dev/null", 2, &["/dev/null", "no image file"]);
+    refused(
+        &format!("{odd},ro --disk path={odd}"),
+        3,
+        &[&odd, "another device of this VM"],
+    );
+    finish(boot(&dir, "off", &format!("--pmem file={odd},ro"))).expect(0);
+}
+
 /// If it fails, two VMs write to one file system and destroy it.
 #[test]
 fn a_disk_in_use_is_refused() {
@@ -303,7 +335,7 @@ fn a_disk_in_use_is_refused() {
     let pid = format!("(pid {})", std::process::id());
     finish(boot(&dir, "off", &args)).refused(3, &["disk", &disk, "in use", &pid]);
     drop(ours);
-    finish(boot(&dir, "off", &format!("{args} {args}"))).refused(3, &["another disk of this VM"]);
+    finish(boot(&dir, "off", &format!("{args} {args}"))).refused(3, &["another device of this VM"]);
 }
 
 fn can_lock(path: &Path) -> bool {

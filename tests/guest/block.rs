@@ -128,10 +128,10 @@ fn a_disk_has_one_writer() {
 }
 
 /// A block device of the host.
-struct Loop(String);
+pub struct Loop(pub String);
 
 impl Loop {
-    fn new(image: &Path) -> Self {
+    pub fn new(image: &Path) -> Self {
         Self(
             host(&format!("losetup -f --show {}", image.display()))
                 .trim()
@@ -140,7 +140,7 @@ impl Loop {
     }
 
     /// How often its cache was flushed.
-    fn flushes(&self) -> u64 {
+    pub fn flushes(&self) -> u64 {
         let name = self.0.strip_prefix("/dev/").unwrap();
         let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
         stat.split_whitespace().nth(15).unwrap().parse().unwrap()

@@ -312,7 +312,7 @@ pub fn script_args(dir: &TempDir, args: &str, shell: &str, script: &str) -> Vec<
 }
 
 /// A disk that is a script: filled up with newlines to whole sectors, it can be run from the device.
-fn script_disk(dir: &TempDir, script: &str) -> PathBuf {
+pub fn script_disk(dir: &TempDir, script: &str) -> PathBuf {
     let path = dir.join("script");
     let mut text = script.as_bytes().to_vec();
     text.push(b'\n');

@@ -8,6 +8,7 @@ pub mod device;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 mod queue_config;
 pub mod rate_limit;

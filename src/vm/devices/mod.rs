@@ -6,9 +6,11 @@ mod console;
 mod disk;
 mod legacy;
 mod net;
+mod pmem;
 mod rng;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use cofferdam_boot::acpi::{Serial as SerialAddress, VirtioMmio};
@@ -23,9 +25,10 @@ use cofferdam_devices::virtio::mmio::{
     INTERRUPT_ACK, MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY,
 };
 use cofferdam_devices::virtio::net::TapError;
+use cofferdam_devices::virtio::pmem::{Pmem, PmemError};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Subscriber;
@@ -58,6 +61,27 @@ pub enum DeviceError {
     /// A disk cannot be served.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A file cannot be a pmem device.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
+    /// The host does not map a pmem file.
+    #[error("the host cannot map the pmem file {path}")]
+    PmemMap {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not map a pmem file.
+    #[error("KVM cannot map the pmem file {path} into the guest")]
+    PmemSlot {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
     /// A network interface cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -91,6 +115,11 @@ impl DeviceError {
                 source.kind() != io::ErrorKind::AddrInUse
             }
             Self::Disk(error) => matches!(error, Missing { .. } | Kind { .. } | Empty { .. }),
+            Self::Pmem(PmemError::Open { source, .. }) => {
+                source.kind() != io::ErrorKind::PermissionDenied
+            }
+            Self::Pmem(PmemError::InUse { .. } | PmemError::Lock { .. }) => false,
+            Self::Pmem(_) => true,
             Self::Tap(error) => matches!(
                 error,
                 TapError::Name(_) | TapError::Kind(_) | TapError::Inherited(_)
@@ -112,6 +141,16 @@ impl DeviceError {
             Self::Block(BlockError::IoUring { .. }) => Some(
                 "Leave out engine=io_uring; kernel.io_uring_disabled or a seccomp filter may forbid it.",
             ),
+            Self::Pmem(error) => match error {
+                PmemError::Size { .. } => Some("'truncate -s %2M FILE' rounds it up."),
+                PmemError::InUse { .. } => {
+                    Some("End it first; only with ro on all sides can a file be shared.")
+                }
+                PmemError::Open {
+                    read_only: false, ..
+                } => Some("A file that you may only read can be attached with ro."),
+                _ => None,
+            },
             Self::Console(ConsoleError::File { .. }) => {
                 Some("Name a file in a directory that you may write to.")
             }
@@ -148,6 +187,10 @@ pub struct Devices<'a> {
     pub console: Option<Arc<Mutex<Console>>>,
     /// The disks, to be flushed at the end.
     pub disks: Vec<Arc<Mutex<Block>>>,
+    /// The pmem devices, to be flushed at the end.
+    pub pmems: Vec<Arc<Mutex<Pmem>>>,
+    /// Where the next pmem device's memory begins in the guest.
+    next_pmem: u64,
 }
 
 impl<'a> Devices<'a> {
@@ -173,11 +216,16 @@ impl<'a> Devices<'a> {
             exit_status: ExitStatus::default(),
             console: None,
             disks: Vec::new(),
+            pmems: Vec::new(),
+            next_pmem: layout::pmem_start(mem.last_addr().raw_value()),
         };
         devices.add_legacy(stopper)?;
         devices.add_console(&config.console, stopper)?;
         for disk in config.all_disks() {
             devices.add_disk(disk)?;
+        }
+        for pmem in config.all_pmems() {
+            devices.add_pmem(pmem)?;
         }
         for net in &config.nets {
             devices.add_net(net)?;

@@ -25,7 +25,7 @@ pub enum Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ourselves => f.write_str("another disk of this VM"),
+            Self::Ourselves => f.write_str("another device of this VM"),
             Self::Process(pid) => write!(f, "another process (pid {pid})"),
             Self::Unknown => f.write_str("another process"),
         }
@@ -34,7 +34,7 @@ impl fmt::Display for Holder {
 
 /// Why a lock cannot be had.
 #[derive(Debug)]
-pub(super) enum LockError {
+pub(in crate::virtio) enum LockError {
     /// Somebody has it.
     Held(Holder),
     /// The file system cannot lock, say.
@@ -42,7 +42,11 @@ pub(super) enum LockError {
 }
 
 /// Locks all of `file`: shared if it is only read, else exclusively. Never waits.
-pub(super) fn lock(file: &File, metadata: &Metadata, is_shared: bool) -> Result<(), LockError> {
+pub(in crate::virtio) fn lock(
+    file: &File,
+    metadata: &Metadata,
+    is_shared: bool,
+) -> Result<(), LockError> {
     let kind = if is_shared {
         libc::F_RDLCK
     } else {

@@ -6,7 +6,7 @@
 mod disk;
 mod engine;
 mod limits;
-mod lock;
+pub(super) mod lock;
 mod queue;
 mod request;
 #[cfg(test)]

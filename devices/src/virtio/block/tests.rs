@@ -383,7 +383,7 @@ fn a_disk_in_use_is_refused_unless_all_only_read() {
         assert!(
             error
                 .to_string()
-                .contains("disk.img is in use by another disk of this VM")
+                .contains("disk.img is in use by another device of this VM")
         );
     }
     drop(writer);
