@@ -72,8 +72,11 @@ pub struct VmConfig {
     #[serde(skip_serializing_if = "is_default")]
     pub rng: Switch<RngConfig>,
     /// Takes memory back that the guest does not need (virtio-balloon).
-    #[serde(skip_serializing_if = "is_default")]
-    pub balloon: Switch<BalloonConfig>,
+    #[serde(
+        deserialize_with = "switch::switch",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub balloon: Option<BalloonConfig>,
     /// Seconds that the guest has to power off after the first SIGTERM or SIGINT.
     #[serde(skip_serializing_if = "is_default")]
     pub grace: Grace,
@@ -214,7 +217,7 @@ impl VmConfig {
         self.all_disks().try_for_each(DiskConfig::validate)?;
         self.all_pmems().try_for_each(PmemConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
-        let (rng, balloon) = (self.rng.options(), self.balloon.options());
+        let (rng, balloon) = (self.rng.options(), &self.balloon);
         rng.map_or(Ok(()), RngConfig::validate)?;
         balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
         let others = usize::from(rng.is_some()) + usize::from(balloon.is_some());
@@ -306,7 +309,7 @@ mod tests {
                 ..Default::default()
             }],
             rng: Switch::Off,
-            balloon: Switch::Off,
+            balloon: Some(BalloonConfig::default()),
             grace: Grace(3),
             log: LogConfig {
                 level: LogLevel::Debug,

@@ -233,8 +233,8 @@ impl<'a> Devices<'a> {
         if let Some(rng) = config.rng.options() {
             devices.add_rng(rng)?;
         }
-        if let Some(balloon) = config.balloon.options() {
-            devices.add_balloon(balloon, &config.memory)?;
+        if let Some(balloon) = &config.balloon {
+            devices.add_balloon(balloon)?;
         }
         Ok(devices)
     }
@@ -267,7 +267,7 @@ impl<'a> Devices<'a> {
         self.vm
             .register_irqfd(&line, gsi)
             .map_err(DeviceError::Irq)?;
-        for (queue, kick) in (0u32..).zip(transport.kicks()) {
+        for (queue, kick) in transport.kicks() {
             let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
             self.vm
                 .register_ioevent(kick, &address, queue)
