@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use super::{fail, guest, print};
 use crate::config::{
-    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, Grace, Hardware, HugePages, LogLevel,
-    MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig, Switch,
-    VmConfig, parse_options,
+    BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, FsConfig, Grace, Hardware, HugePages,
+    LogLevel, MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig,
+    Switch, VmConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -22,8 +22,8 @@ Examples:
     cofferdam boot --kernel vmlinuz --initrd initrd.img --disk path=data.img,id=data
   With a network (the tap is made if it is not there):
     cofferdam boot --net tap=tap0,mac=02:00:00:00:00:01
-  What the guest frees goes back to the host:
-    cofferdam boot --memory 2G --balloon
+  With a directory of the host (in the guest: mount -t virtiofs data /mnt):
+    cofferdam boot --fs tag=data,path=/srv/data
   One command in the guest; its exit status is ours:
     cofferdam boot --cmdline 'quiet -- uname -a'
   What the options amount to, as a file for --config:
@@ -67,6 +67,10 @@ pub struct Args {
     /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES]
     #[arg(long = "net", value_name = "tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
     nets: Vec<NetConfig>,
+    /// Directory that the guest mounts by its tag (repeatable): tag=NAME,path=DIR[,ro][,name=NAME],
+    /// or tag=NAME,socket=PATH for another file-system daemon
+    #[arg(long = "fs", value_name = "tag=NAME,path=DIR[,…]", value_parser = fs, help_heading = DEVICES)]
+    fs: Vec<FsConfig>,
     /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio]
     #[arg(long, value_name = "WHERE", help_heading = DEVICES)]
     console: Option<ConsoleConfig>,
@@ -76,13 +80,15 @@ pub struct Args {
     /// Leave out the entropy device
     #[arg(long, conflicts_with = "rng", help_heading = DEVICES)]
     no_rng: bool,
-    /// Balloon: memory that the guest frees comes back. Alone, or with
-    /// [size=SIZE][,deflate_on_oom][,reporting=off][,hinting=SECONDS][,stats=SECONDS]
-    #[arg(long, value_name = "OPTION,…", num_args = 0..=1, default_missing_value = "reporting",
-          value_parser = balloon, help_heading = DEVICES)]
+    /// Balloon, which is there anyway, with options:
+    /// [size=SIZE][,deflate_on_oom][,reporting=off][,stats=SECONDS]
+    #[arg(long, value_name = "OPTION,…", value_parser = balloon, help_heading = DEVICES)]
     balloon: Option<BalloonConfig>,
+    /// Leave out the balloon: memory that the guest frees stays with it
+    #[arg(long, conflicts_with = "balloon", help_heading = DEVICES)]
+    no_balloon: bool,
 
-    /// Configuration file (JSON); options given beside it win, disks and networks are added
+    /// Configuration file (JSON); options given beside it win, disks, networks and directories are added
     #[arg(long, value_name = "FILE", help_heading = MONITOR)]
     config: Option<PathBuf>,
     /// Print the configuration that all of this makes, and do nothing else
@@ -153,6 +159,10 @@ fn pmem(text: &str) -> Result<PmemConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
+fn fs(text: &str) -> Result<FsConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
 fn net(text: &str) -> Result<NetConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
@@ -183,6 +193,7 @@ impl Args {
         config.disks.extend(self.disks);
         config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
+        config.fs.extend(self.fs);
         config.cpus.count = self.cpus.unwrap_or(config.cpus.count);
         config.cpus.template = self.cpu_template.or(config.cpus.template.take());
         config.cpus.pit |= self.pit;
@@ -196,7 +207,10 @@ impl Args {
             config.rng = Switch::Off;
         }
         config.rng = self.rng.map_or(config.rng, Switch::On);
-        config.balloon = self.balloon.or(config.balloon);
+        if self.no_balloon {
+            config.balloon = Switch::Off;
+        }
+        config.balloon = self.balloon.map_or(config.balloon, Switch::On);
         config.grace = self.grace.map_or(config.grace, Grace);
         config.log.level = self.log_level.unwrap_or(config.log.level);
         config.log.file = self.log_file.or(config.log.file.take());

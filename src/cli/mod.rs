@@ -2,6 +2,7 @@
 
 mod boot;
 mod doctor;
+mod fsd;
 mod guest;
 
 use std::error::Error;
@@ -26,6 +27,9 @@ enum Command {
     Boot(Box<boot::Args>),
     /// Say whether this host can run VMs, by trying.
     Doctor(doctor::Args),
+    /// Serve directories to a guest, from a sandbox.
+    #[command(hide = true)]
+    Fsd(fsd::Args),
     /// Print a completion script for a shell.
     Completions {
         /// The shell that the script is for.
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Boot(args) => boot::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Fsd(args) => fsd::run(&args),
         Command::Completions { shell } => {
             let (mut command, mut script) = (Cli::command(), Vec::new());
             clap_complete::generate(shell, &mut command, "cofferdam", &mut script);

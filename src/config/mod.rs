@@ -6,6 +6,7 @@ mod boot;
 mod console;
 mod cpu;
 mod disk;
+mod fs;
 mod log;
 mod memory;
 mod net;
@@ -28,6 +29,7 @@ pub use boot::{BootConfig, Hardware, Pages, Protocol};
 pub use console::ConsoleConfig;
 pub use cpu::CpuConfig;
 pub use disk::{Cache, DiskConfig, DiskRateLimit, Engine};
+pub use fs::FsConfig;
 pub use log::{LogConfig, LogLevel};
 pub use memory::{HugePages, MemoryConfig};
 pub use net::NetConfig;
@@ -68,15 +70,15 @@ pub struct VmConfig {
     pub pmems: Vec<PmemConfig>,
     /// Network interfaces, in the guest's order.
     pub nets: Vec<NetConfig>,
+    /// Directories of the host that the guest can mount (virtio-fs).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fs: Vec<FsConfig>,
     /// Gives the guest entropy from the host (virtio-rng).
     #[serde(skip_serializing_if = "is_default")]
     pub rng: Switch<RngConfig>,
     /// Takes memory back that the guest does not need (virtio-balloon).
-    #[serde(
-        deserialize_with = "switch::switch",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub balloon: Option<BalloonConfig>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub balloon: Switch<BalloonConfig>,
     /// Seconds that the guest has to power off after the first SIGTERM or SIGINT.
     #[serde(skip_serializing_if = "is_default")]
     pub grace: Grace,
@@ -191,6 +193,17 @@ pub enum ConfigError {
         /// Bytes or ops.
         unit: &'static str,
     },
+    /// A shared directory that cannot be.
+    #[error("fs {tag}: {why}")]
+    Fs {
+        /// Its tag.
+        tag: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Memory that is shared and mapped from files.
+    #[error("fs: shared directories need --pages copy; mapped pages are the guest's alone")]
+    FsPages,
     /// More devices than interrupt lines.
     #[error("{0} virtio devices are more than the {MAX_DEVICES} that a VM has room for")]
     Devices(usize),
@@ -217,16 +230,31 @@ impl VmConfig {
         self.all_disks().try_for_each(DiskConfig::validate)?;
         self.all_pmems().try_for_each(PmemConfig::validate)?;
         self.nets.iter().try_for_each(NetConfig::validate)?;
-        let (rng, balloon) = (self.rng.options(), &self.balloon);
+        fs::validate(&self.fs)?;
+        if self.shares_memory() && self.boot.pages == Pages::Map {
+            return Err(ConfigError::FsPages);
+        }
+        let (rng, balloon) = (self.rng.options(), self.balloon.options());
         rng.map_or(Ok(()), RngConfig::validate)?;
         balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
-        let others = usize::from(rng.is_some()) + usize::from(balloon.is_some());
+        let others =
+            self.fs_by_tag().len() + usize::from(rng.is_some()) + usize::from(balloon.is_some());
         let devices =
             self.all_disks().count() + self.all_pmems().count() + self.nets.len() + others;
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
         Ok(())
+    }
+
+    /// The devices that shared directories make: for each tag the directories that it has.
+    pub fn fs_by_tag(&self) -> Vec<(&str, Vec<&FsConfig>)> {
+        fs::by_tag(&self.fs)
+    }
+
+    /// Whether another process works in guest memory.
+    pub fn shares_memory(&self) -> bool {
+        !self.fs.is_empty()
     }
 
     /// The root disk, then the others: `/dev/vda` and so on.
@@ -308,8 +336,15 @@ mod tests {
                 mtu: Some(9000),
                 ..Default::default()
             }],
+            fs: vec![FsConfig {
+                tag: "t".into(),
+                path: Some("/srv".into()),
+                name: Some("n".into()),
+                ro: true,
+                socket: None,
+            }],
             rng: Switch::Off,
-            balloon: Some(BalloonConfig::default()),
+            balloon: Switch::Off,
             grace: Grace(3),
             log: LogConfig {
                 level: LogLevel::Debug,

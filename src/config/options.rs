@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 /// Fields that are numbers.
 const NUMBERS: &[&str] = &[
     "fd",
-    "hinting",
     "mtu",
     "ops_burst",
     "ops_per_second",

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError};
 use super::lifecycle::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE};
-use super::memory::{self, MemoryError};
+use super::memory::{self, MemoryError, Sharing};
 use super::prefault::prefault;
 use super::root;
 use super::signals::Signals;
@@ -151,7 +151,11 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
         None => CpuTemplate::default(),
     };
     let kvm = kvm::open()?;
-    let mem = memory::allocate(&config.memory)?;
+    let sharing = match config.shares_memory() {
+        true => Sharing::Memfd,
+        false => Sharing::Private,
+    };
+    let mem = memory::allocate(&config.memory, sharing)?;
     if config.memory.prefault {
         prefault(&mem).map_err(|e| BuildError::Host("memory to prefault", e))?;
     }

@@ -1,16 +1,15 @@
-//! Guest memory: anonymous host memory, aligned so that the host can back it with huge pages.
-//!
-//! Anonymous rather than a memfd: on a host with the usual settings shared memory never gets
-//! transparent huge pages, and each 4 KiB page that a guest touches for the first time is then a
-//! nested page fault of its own, thousands of them in one boot. A device that must share memory
-//! with another process asks for a memfd when there is one.
+//! Guest memory, aligned so that the host can back it with huge pages: anonymous memory, or a memfd
+//! where a device works in another process (see [`Sharing`]).
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::arch::layout;
 use crate::config::{HugePages, MemoryConfig, MemorySize};
@@ -46,21 +45,46 @@ pub enum MemoryError {
     Layout(MemorySize, #[source] vm_memory::GuestRegionCollectionError),
 }
 
+/// Whether other processes can map guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// They cannot: anonymous memory, which the host can back with transparent huge pages.
+    Private,
+    /// They can, given the descriptor: a memfd of a fixed size. On a host with the usual settings
+    /// it never gets transparent huge pages, and each 4 KiB page that the guest touches for the
+    /// first time is then a nested page fault of its own, thousands of them in one boot. So only
+    /// where a device needs it.
+    Memfd,
+}
+
 /// Guest memory as `config` asks for. No page of it is touched yet.
-pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap<()>, MemoryError> {
-    let size = config.size;
+pub fn allocate(
+    config: &MemoryConfig,
+    sharing: Sharing,
+) -> Result<GuestMemoryMmap<()>, MemoryError> {
+    let (size, hugepages) = (config.size, config.hugepages);
+    let refused = |source| match hugepages {
+        Some(HugePages::Mib2) => MemoryError::HugePages {
+            size,
+            wanted: size.bytes() / HUGE_PAGE as u64,
+            source,
+        },
+        None => MemoryError::Map(size, source),
+    };
+    let file = match sharing {
+        Sharing::Private => None,
+        Sharing::Memfd => Some(Arc::new(memfd(size.bytes(), hugepages).map_err(refused)?)),
+    };
+    let mut offset = 0;
     let regions = layout::ram_ranges(size.bytes())
         .into_iter()
-        .map(|(base, len)| {
-            let len = usize::try_from(len).map_err(|_| MemoryError::Map(size, too_large()))?;
-            let region = map(len, config.hugepages).map_err(|source| match config.hugepages {
-                Some(HugePages::Mib2) => MemoryError::HugePages {
-                    size,
-                    wanted: size.bytes() / HUGE_PAGE as u64,
-                    source,
-                },
-                None => MemoryError::Map(size, source),
-            })?;
+        .map(|(base, bytes)| {
+            let len = usize::try_from(bytes).map_err(|_| MemoryError::Map(size, too_large()))?;
+            let file = file
+                .as_ref()
+                .map(|file| FileOffset::from_arc(file.clone(), offset));
+            offset += bytes;
+            let region = map(len, hugepages, file).map_err(refused)?;
             GuestRegionMmap::new(region, GuestAddress(base))
                 .ok_or_else(|| MemoryError::Map(size, too_large()))
         });
@@ -68,23 +92,52 @@ pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap<()>, MemoryErro
     GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Layout(size, source))
 }
 
+/// A file of `size` bytes that lives in memory, and that nobody it is given to can cut short: that
+/// would be a SIGBUS in all who map it.
+fn memfd(size: u64, hugepages: Option<HugePages>) -> io::Result<File> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if hugepages.is_some() {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
+    file.set_len(size)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file)
+}
+
 fn too_large() -> io::Error {
     io::ErrorKind::OutOfMemory.into()
 }
 
-/// Maps `len` bytes so that the host address is a multiple of the huge page.
-fn map(len: usize, hugepages: Option<HugePages>) -> io::Result<MmapRegion<()>> {
-    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+/// Maps `len` bytes, of `file` if there is one, so that the host address is a multiple of the huge
+/// page.
+fn map(
+    len: usize,
+    hugepages: Option<HugePages>,
+    file: Option<FileOffset>,
+) -> io::Result<MmapRegion<()>> {
+    let mut flags = match file {
+        Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    };
     if hugepages.is_some() {
         // Reserved at once: a page that is not there would be a SIGBUS in the middle of the run.
         flags &= !libc::MAP_NORESERVE;
-        flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        if file.is_none() {
+            flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        }
     }
+    let (fd, offset) = match &file {
+        Some(file) => (file.file().as_raw_fd(), file.start()),
+        None => (-1, 0),
+    };
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let room = reserve(len)?;
     // SAFETY: the range is part of the reservation that `reserve` just made for us alone, so the
     // fixed mapping replaces nothing that anyone uses.
-    let address = unsafe { libc::mmap(room, len, prot, flags | libc::MAP_FIXED, -1, 0) };
+    let address = unsafe { libc::mmap(room, len, prot, flags | libc::MAP_FIXED, fd, offset) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -93,9 +146,16 @@ fn map(len: usize, hugepages: Option<HugePages>) -> io::Result<MmapRegion<()>> {
         // pages, which costs speed only.
         unsafe { libc::madvise(address, len, libc::MADV_HUGEPAGE) };
     }
+    let mut region = MmapRegionBuilder::new(len)
+        .with_mmap_prot(prot)
+        .with_mmap_flags(flags);
+    if let Some(file) = file {
+        region = region.with_file_offset(file);
+    }
     // SAFETY: the mapping has `len` bytes at `address`, and lives as long as the process: guest
     // memory is mapped once and unmapped by the process's end.
-    unsafe { MmapRegion::build_raw(address.cast(), len, prot, flags) }
+    unsafe { region.with_raw_mmap_pointer(address.cast()) }
+        .build()
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
@@ -154,6 +214,8 @@ fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -164,7 +226,7 @@ mod tests {
             size: MemorySize::from_mib(7 << 10),
             ..MemoryConfig::default()
         };
-        let memory = allocate(&config).unwrap();
+        let memory = allocate(&config, Sharing::Private).unwrap();
         assert_eq!(
             memory.iter().map(|region| region.len()).sum::<u64>(),
             7 << 30
@@ -189,7 +251,31 @@ mod tests {
             hugepages: Some(HugePages::Mib2),
             ..MemoryConfig::default()
         };
-        let error = allocate(&config).unwrap_err().to_string();
-        assert!(error.contains("vm.nr_hugepages=524288"), "{error}");
+        for sharing in [Sharing::Private, Sharing::Memfd] {
+            let error = allocate(&config, sharing).unwrap_err().to_string();
+            assert!(error.contains("vm.nr_hugepages=524288"), "{error}");
+        }
+    }
+
+    /// If it fails, a process that serves the guest sees other memory than the guest, or can cut it
+    /// short under the monitor.
+    #[test]
+    fn shared_memory_is_one_file_of_a_fixed_size() {
+        let config = MemoryConfig {
+            size: MemorySize::from_mib(4 << 10),
+            ..MemoryConfig::default()
+        };
+        let memory = allocate(&config, Sharing::Memfd).unwrap();
+        let regions: Vec<_> = memory.iter().collect();
+        assert_eq!(regions.len(), 2);
+        let above = regions[1];
+        assert!(above.as_ptr().addr().is_multiple_of(HUGE_PAGE));
+        memory.write_obj(7u8, above.start_addr()).unwrap();
+        let file = above.file_offset().unwrap();
+        let mut byte = [0];
+        file.file().read_exact_at(&mut byte, file.start()).unwrap();
+        assert_eq!((byte, file.start()), ([7], regions[0].len()));
+        assert!(file.file().set_len(0).is_err());
+        assert!(file.file().set_len(8 << 30).is_err());
     }
 }

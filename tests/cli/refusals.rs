@@ -81,6 +81,13 @@ fn bad_options_are_usage_errors() {
             &["'--net", "MTU 70000", "68 to 65535"],
         ),
         ("--net tap=t,mtu=big", &["'--net", "mtu=big", "number"]),
+        ("--fs tag=t", &["fs t", "path=DIRECTORY or socket=PATH"]),
+        ("--fs path=/", &["fs", "1 to 36 bytes"]),
+        (
+            "--fs tag=t,path=/ --fs tag=t,path=/,name=n",
+            &["fs t", "must each have a name"],
+        ),
+        ("--fs tag=t,path=/ --pages map", &["fs", "--pages copy"]),
         ("--console tty", &["'tty'", "'--console", "stdio, off, pty"]),
         ("--console file=", &["'--console", "empty"]),
         ("--grace soon", &["'soon'", "'--grace"]),
@@ -341,6 +348,31 @@ fn a_disk_in_use_is_refused() {
 fn can_lock(path: &Path) -> bool {
     let file = File::options().read(true).write(true).open(path).unwrap();
     fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// If it fails, who shares what is not there, or nobody serves, gets a riddle or a guest without it.
+#[test]
+fn directories_that_cannot_be_shared_are_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = Dir::new();
+    dir.write("kernel", &kernel(&[0x90; 4096]));
+    let file = dir.write("file", b"text");
+    for (option, parts) in [
+        (
+            "path=/nonexistent",
+            &["fs t", "/nonexistent", "No such file", "path="][..],
+        ),
+        (&format!("path={file}"), &["fs t", &file, "Not a directory"]),
+        (
+            "socket=/nonexistent",
+            &["fs t", "/nonexistent", "No such file", "daemon"],
+        ),
+    ] {
+        let option = format!("--fs tag=t,{option}");
+        finish(boot(&dir, "kernel", &option)).refused(2, parts);
+    }
 }
 
 /// If it fails, taps are named that cannot be, or a missing one is a riddle.

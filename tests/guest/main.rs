@@ -9,6 +9,7 @@ mod block;
 mod boot;
 mod console;
 mod debian;
+mod fs;
 mod harness;
 mod kernels;
 mod life;

@@ -3,14 +3,16 @@
 
 mod hostile;
 
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
@@ -30,11 +32,16 @@ pub(crate) const MEM_END: u64 = REGION as u64 + (1 << 20);
 /// Rings lie below, at 64 KiB a queue; buffers from here to the end of the first region.
 const BUFFERS: u64 = 1 << 20;
 
-/// Guest memory as the mock driver lays it out.
+/// Guest memory as the mock driver lays it out: of a file, so that devices can share it.
 pub(crate) fn memory() -> GuestMemory {
-    let first = (GuestAddress(0), REGION);
-    let second = (GuestAddress(REGION as u64), 1 << 20);
-    GuestMemory::from_ranges(&[first, second]).unwrap()
+    let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap();
+    let file = Arc::new(File::from(file));
+    file.set_len(MEM_END).unwrap();
+    let range = |start: usize, len| {
+        let offset = FileOffset::from_arc(file.clone(), start as u64);
+        (GuestAddress(start as u64), len, Some(offset))
+    };
+    GuestMemory::from_ranges_with_files([range(0, REGION), range(REGION, 1 << 20)]).unwrap()
 }
 
 /// Where a queue's parts lie, and how far the driver is with it.

@@ -5,6 +5,7 @@ pub mod block;
 pub mod buffers;
 pub mod chain;
 pub mod device;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -15,6 +16,7 @@ pub mod rate_limit;
 pub mod registers;
 pub mod rng;
 pub mod subscriber;
+pub mod vhost_user;
 
 #[cfg(test)]
 pub(crate) mod mock;

@@ -88,6 +88,19 @@ pub enum QueueError {
     RingState(#[source] virtio_queue::Error),
 }
 
+/// Where a ring lies in guest memory (virtio 1.2, section 2.7); all of it is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct RingLayout {
+    /// Entries.
+    pub size: u16,
+    /// The descriptor table.
+    pub descriptors: GuestAddress,
+    /// The available ring, the driver's area.
+    pub driver: GuestAddress,
+    /// The used ring, the device's area.
+    pub device: GuestAddress,
+}
+
 /// A virtqueue that is set up, with its way to ring the driver. A device owns it from activation
 /// to reset.
 ///
@@ -144,6 +157,37 @@ impl VirtQueue {
     /// Whether the device must be reset before it may take another chain.
     pub fn is_stopped(&self) -> bool {
         self.interrupt.is_reset_needed()
+    }
+
+    /// Where the driver's kicks arrive.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Where the ring's parts lie, for whoever is to serve it in another process.
+    pub fn layout(&self) -> RingLayout {
+        RingLayout {
+            size: self.ring.size(),
+            descriptors: GuestAddress(self.ring.desc_table()),
+            driver: GuestAddress(self.ring.avail_ring()),
+            device: GuestAddress(self.ring.used_ring()),
+        }
+    }
+
+    /// Goes on where another process, which served the ring in its order, left it: what it took
+    /// and did not complete is available again. Interrupts the driver at once, since the other one
+    /// may have died before it did.
+    pub fn take_over(&mut self) -> Result<(), QueueError> {
+        let used = self
+            .ring
+            .used_idx(&self.mem, Ordering::Acquire)
+            .map_err(QueueError::RingState)?
+            .0;
+        self.ring.set_next_used(used);
+        self.ring.set_next_avail(used);
+        self.signalled = used;
+        self.interrupt.used_buffer();
+        Ok(())
     }
 
     /// Takes the next available chain into `chain`; false if there is none, or if the device must

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex};
 use cofferdam_devices::virtio::balloon::{Balloon, BalloonOptions};
 
 use super::{DeviceError, Devices};
-use crate::config::BalloonConfig;
+use crate::config::{BalloonConfig, MemoryConfig};
 
 impl Devices<'_> {
-    pub(super) fn add_balloon(&mut self, config: &BalloonConfig) -> Result<(), DeviceError> {
+    pub(super) fn add_balloon(
+        &mut self,
+        config: &BalloonConfig,
+        memory: &MemoryConfig,
+    ) -> Result<(), DeviceError> {
         let options = BalloonOptions {
             target: config.size.map_or(0, |size| size.bytes()),
             deflate_on_oom: config.deflate_on_oom,
-            reporting: config.reporting,
-            hinting: config.hinting,
+            reporting: config.is_reporting(memory),
             stats: config.stats,
         };
         let balloon = Balloon::new(options).map_err(DeviceError::Timer)?;

@@ -4,6 +4,7 @@
 mod balloon;
 mod console;
 mod disk;
+mod fs;
 mod legacy;
 mod net;
 mod pmem;
@@ -20,12 +21,14 @@ use cofferdam_devices::console::{Console, ConsoleError};
 use cofferdam_devices::legacy::ExitStatus;
 use cofferdam_devices::virtio::VirtioDevice;
 use cofferdam_devices::virtio::block::{Block, BlockError, DiskError};
+use cofferdam_devices::virtio::fs::FsError;
 use cofferdam_devices::virtio::interrupt::USED_BUFFER;
 use cofferdam_devices::virtio::mmio::{
     INTERRUPT_ACK, MMIO_SIZE, MmioError, MmioTransport, QUEUE_NOTIFY,
 };
 use cofferdam_devices::virtio::net::TapError;
 use cofferdam_devices::virtio::pmem::{Pmem, PmemError};
+use cofferdam_fsd::DaemonError;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
@@ -85,6 +88,40 @@ pub enum DeviceError {
     /// A network interface cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A virtio-fs device cannot be had.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// A directory cannot be shared.
+    #[error("fs {tag}: cannot share the directory {path}")]
+    FsDirectory {
+        /// The device's tag.
+        tag: String,
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody serves a file system at a socket.
+    #[error("fs {tag}: cannot connect to the file-system daemon at {path}")]
+    FsSocket {
+        /// The device's tag.
+        tag: String,
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Our own process does not come up.
+    #[error("fs {tag}")]
+    FsDaemon {
+        /// The device's tag.
+        tag: String,
+        /// Why.
+        #[source]
+        source: DaemonError,
+    },
     /// A device is not described right.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -124,6 +161,7 @@ impl DeviceError {
                 error,
                 TapError::Name(_) | TapError::Kind(_) | TapError::Inherited(_)
             ),
+            Self::FsDirectory { .. } | Self::FsSocket { .. } => true,
             Self::Config(_) | Self::Descriptor(_) => true,
             _ => false,
         }
@@ -151,6 +189,10 @@ impl DeviceError {
                 } => Some("A file that you may only read can be attached with ro."),
                 _ => None,
             },
+            Self::FsDirectory { .. } => Some("Name a directory that you may read with path=."),
+            Self::FsSocket { .. } => {
+                Some("Start the daemon first, and name the socket that it listens on.")
+            }
             Self::Console(ConsoleError::File { .. }) => {
                 Some("Name a file in a directory that you may write to.")
             }
@@ -230,11 +272,14 @@ impl<'a> Devices<'a> {
         for net in &config.nets {
             devices.add_net(net)?;
         }
+        for (tag, shared) in config.fs_by_tag() {
+            devices.add_fs(tag, &shared)?;
+        }
         if let Some(rng) = config.rng.options() {
             devices.add_rng(rng)?;
         }
-        if let Some(balloon) = &config.balloon {
-            devices.add_balloon(balloon)?;
+        if let Some(balloon) = config.balloon.options() {
+            devices.add_balloon(balloon, &config.memory)?;
         }
         Ok(devices)
     }
@@ -267,7 +312,7 @@ impl<'a> Devices<'a> {
         self.vm
             .register_irqfd(&line, gsi)
             .map_err(DeviceError::Irq)?;
-        for (queue, kick) in transport.kicks() {
+        for (queue, kick) in (0u32..).zip(transport.kicks()) {
             let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
             self.vm
                 .register_ioevent(kick, &address, queue)

@@ -1,0 +1,299 @@
+//! The sandbox: namespaces of its own, the shared directories as the whole file system, and no
+//! capability but those that serving them takes.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::sched::CloneFlags;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::ForkResult;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, mount_change, move_mount,
+    open_tree, unmount,
+};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::Share;
+
+/// Serving files for a guest's users takes these: to own, to open and to mark files as they would,
+/// and to be them while it makes one.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// Descriptors at most, where the host allows so many.
+const MAX_FILES: u64 = 1 << 20;
+/// Where the new root is mounted until it is the root: a directory that is on every host.
+const MOUNT_POINT: &str = "/proc";
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A step that the host's kernel refuses.
+    #[error("cannot {what}")]
+    Step {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory that cannot be shared.
+    #[error("cannot share {path}")]
+    Share {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A result of a step says what was tried.
+trait Step<T> {
+    fn step(self, what: &'static str) -> Result<T, SandboxError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, what: &'static str) -> Result<T, SandboxError> {
+        self.map_err(|error| SandboxError::Step {
+            what,
+            source: error.into(),
+        })
+    }
+}
+
+/// What a process in the sandbox has from outside.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its own `/proc/self/fd`, to open again what it holds: there is no `/proc` inside.
+    pub proc_self_fd: fs::File,
+    /// Descriptors that it may have.
+    pub max_files: u64,
+    /// It is root in a user namespace of its own only, and no other user.
+    pub is_single_user: bool,
+}
+
+/// Puts the process into a sandbox whose root is made of `shares`. It goes on in a child; the parent
+/// stays to wait for it, holds nothing, and ends as it ends.
+pub fn enter(shares: &[Share]) -> Result<Sandbox, SandboxError> {
+    die_with_parent()?;
+    let max_files = raise_file_limit()?;
+    let is_single_user = !rustix::process::geteuid().is_root();
+    unshare(is_single_user)?;
+    fork()?;
+    die_with_parent()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let proc_self_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
+        .step("open /proc/self/fd")?
+        .into();
+    make_root(shares)?;
+    drop_privileges(is_single_user)?;
+    Ok(Sandbox {
+        proc_self_fd,
+        max_files,
+        is_single_user,
+    })
+}
+
+/// The process ends with the one that started it, whatever else may keep it.
+fn die_with_parent() -> Result<(), SandboxError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .step("ask to end with the monitor")
+}
+
+fn raise_file_limit() -> Result<u64, SandboxError> {
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.unwrap_or(MAX_FILES).min(MAX_FILES);
+    let raised = Rlimit {
+        current: Some(maximum),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).step("raise the limit of open files")?;
+    Ok(maximum)
+}
+
+/// Namespaces of its own. Who is not root needs one of users for that, with nobody else in it.
+fn unshare(is_single_user: bool) -> Result<(), SandboxError> {
+    let mut namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    if is_single_user {
+        namespaces |= CloneFlags::CLONE_NEWUSER;
+    }
+    nix::sched::unshare(namespaces).step("make namespaces (user namespaces may be off)")?;
+    if is_single_user {
+        let user = format!("0 {} 1", user.as_raw());
+        let group = format!("0 {} 1", group.as_raw());
+        fs::write("/proc/self/setgroups", "deny").step("give up supplementary groups")?;
+        fs::write("/proc/self/uid_map", user).step("map the user")?;
+        fs::write("/proc/self/gid_map", group).step("map the group")?;
+    }
+    Ok(())
+}
+
+/// Goes on in a child, which is the first process of the new PID namespace.
+fn fork() -> Result<(), SandboxError> {
+    // SAFETY: the process has one thread, so the child may do whatever its parent could.
+    let child = match unsafe { nix::unistd::fork() }.step("start a process")? {
+        ForkResult::Child => return Ok(()),
+        ForkResult::Parent { child } => child,
+    };
+    // The connection is the child's alone: when the child ends, it hangs up.
+    close_all();
+    let code = loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => break code,
+            Err(nix::errno::Errno::EINTR) => {}
+            _ => break 1,
+        }
+    };
+    process::exit(code)
+}
+
+/// Closes all descriptors but the standard ones. For a process that has opened none yet, or will
+/// use none any more.
+pub(crate) fn close_all() {
+    // SAFETY: as said, nobody in this process uses a descriptor that is closed here.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}
+
+/// Makes the shared directories the file system of the process, and forgets the host's.
+fn make_root(shares: &[Share]) -> Result<(), SandboxError> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).step("keep its mounts to itself")?;
+    let trees = shares
+        .iter()
+        .map(|share| {
+            tree(share).map_err(|source| SandboxError::Share {
+                path: share.path.clone(),
+                source,
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let root = match (shares, &trees[..]) {
+        ([Share { name: None, .. }], [tree]) => {
+            attach(tree.as_fd(), CWD, Path::new(MOUNT_POINT)).step("mount the directory")?;
+            tree
+        }
+        _ => &root_of(shares, &trees).step("mount the directories")?,
+    };
+    rustix::process::fchdir(root).step("enter the new root")?;
+    rustix::process::pivot_root(".", ".").step("change the root")?;
+    unmount(".", UnmountFlags::DETACH).step("forget the host's files")?;
+    rustix::process::chdir("/").step("enter the new root")
+}
+
+/// The mounts at and below a directory, to be mounted elsewhere: without devices, set-user-ID
+/// programs or programs at all, since nobody here runs any.
+fn tree(share: &Share) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, &share.path, flags)?;
+    if !fs::File::from(tree.try_clone()?).metadata()?.is_dir() {
+        return Err(Errno::NOTDIR.into());
+    }
+    let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    if share.ro {
+        attributes |= libc::MOUNT_ATTR_RDONLY;
+    }
+    set_attributes(tree.as_fd(), attributes, libc::AT_RECURSIVE)?;
+    Ok(tree)
+}
+
+/// A read-only directory of the directories.
+fn root_of(shares: &[Share], trees: &[OwnedFd]) -> io::Result<OwnedFd> {
+    let kind = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(kind.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(kind.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    attach(root.as_fd(), CWD, Path::new(MOUNT_POINT))?;
+    for (share, tree) in shares.iter().zip(trees) {
+        let name = share.name.as_deref().ok_or(Errno::INVAL)?;
+        rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o755))?;
+        attach(tree.as_fd(), root.as_fd(), Path::new(name))?;
+    }
+    set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0)?;
+    Ok(root)
+}
+
+fn attach(tree: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(tree, "", to, path, flags)?)
+}
+
+/// Adds attributes to a mount: `AT_RECURSIVE` in `flags` means those below it too.
+fn set_attributes(mount: BorrowedFd<'_>, set: u64, flags: libc::c_int) -> io::Result<()> {
+    /// `struct mount_attr` of the kernel's first version.
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let attributes = MountAttr {
+        set,
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    // SAFETY: the path is a string that ends in a zero, and the structure is of the size said; the
+    // kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags | libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Keeps the capabilities that it needs, for good.
+fn drop_privileges(is_single_user: bool) -> Result<(), SandboxError> {
+    if !is_single_user {
+        // In a user namespace of its own it has given them up already, and may not.
+        nix::unistd::setgroups(&[]).step("give up supplementary groups")?;
+    }
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // The kernel knows no more.
+            Err(Errno::INVAL) => break,
+            result => result.step("give up capabilities for good")?,
+        }
+    }
+    rustix::thread::set_no_new_privs(true).step("give up new privileges")?;
+    let sets = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None::<Pid>, sets).step("give up capabilities")
+}
