@@ -15,5 +15,6 @@ mod kernels;
 mod life;
 mod memory;
 mod net;
+mod pmem;
 mod rng;
 mod terminal;
