@@ -15,7 +15,7 @@ use cofferdam_devices::virtio::block::{
 };
 use cofferdam_devices::virtio::rate_limit::{Rate, RateLimits};
 use libfuzzer_sys::fuzz_target;
-use machine::Op;
+use machine::{Buffer, Length, Op, Request};
 use vmm_sys_util::tempfile::TempFile;
 
 const SIZE: u64 = 64 << 10;
@@ -74,7 +74,33 @@ impl Kind {
     }
 }
 
-fuzz_target!(|input: (Kind, Vec<Op>)| {
+/// A request: header, data and status.
+#[derive(Arbitrary, Debug)]
+struct DiskRequest {
+    queue: u8,
+    kind: u8,
+    sector: u8,
+    data: Vec<u8>,
+    len: Length,
+}
+
+impl Request for DiskRequest {
+    fn chain(self) -> (u8, Vec<Buffer>) {
+        let mut header = vec![0; 16];
+        // The highest bit is for what the disk does not know.
+        header[0] = self.kind & 0x8f;
+        header[8] = self.sector;
+        // The device writes what is read, and its id (8); it reads what is written, and segments.
+        let data = match self.kind & 0xf {
+            0 | 8 => Buffer::writable(self.len, self.data),
+            _ => Buffer::readable_of(self.len, self.data),
+        };
+        let status = Buffer::writable(Length::Small(1), Vec::new());
+        (self.queue, vec![Buffer::readable(header), data, status])
+    }
+}
+
+fuzz_target!(|input: (Kind, Vec<Op<DiskRequest>>)| {
     let (kind, ops) = input;
     machine::drive(kind.device(), ops, |_| ());
     assert_eq!(IMAGE.metadata().unwrap().len(), SIZE);

@@ -1,9 +1,11 @@
 //! A machine with one virtio device, and a driver that does whatever the fuzzer says: to the
 //! registers, to the rings, and to all of guest memory. The device must come to rest and keep to
 //! guest memory, and a reset must bring it back.
+#![allow(dead_code)] // not every target needs all of it
 
 mod memory;
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
@@ -22,9 +24,22 @@ const RINGS: u64 = 0x10000;
 const BUFFERS: u64 = 4 * RINGS;
 const INDIRECT: u16 = 4;
 
+/// What drivers of one kind of device ask for: almost right, so that it need not be found.
+pub trait Request: Debug {
+    /// The queue, and the buffers of a chain.
+    fn chain(self) -> (u8, Vec<Buffer>);
+}
+
+/// No kind of device.
+impl Request for () {
+    fn chain(self) -> (u8, Vec<Buffer>) {
+        (0, Vec::new())
+    }
+}
+
 /// One thing that a driver, or the world behind the device, does.
 #[derive(Arbitrary, Debug)]
-pub enum Op {
+pub enum Op<R = ()> {
     /// Resets the device and sets it up as a good driver does; where the rings are is not as good.
     Start {
         without: u64,
@@ -43,13 +58,8 @@ pub enum Op {
         is_indirect: bool,
         buffers: Vec<Buffer>,
     },
-    /// Offers a disk's request that is almost right.
-    Disk {
-        kind: u8,
-        sector: u8,
-        data: Vec<u8>,
-        len: Length,
-    },
+    /// Offers what the device is for.
+    Request(R),
     /// Writes anywhere to memory: descriptors, rings, requests.
     Poke { address: u32, data: Vec<u8> },
     /// Writes an available index.
@@ -81,6 +91,31 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// One that the device reads.
+    pub fn readable(contents: Vec<u8>) -> Self {
+        let len = Length::Any(contents.len().try_into().unwrap());
+        Self::readable_of(len, contents)
+    }
+
+    /// One that the device reads, of another length than its contents.
+    pub fn readable_of(len: Length, contents: Vec<u8>) -> Self {
+        Self::new(0, len, contents)
+    }
+
+    /// One that the device writes; it holds `contents` before.
+    pub fn writable(len: Length, contents: Vec<u8>) -> Self {
+        Self::new(1, len, contents)
+    }
+
+    fn new(shape: u8, len: Length, contents: Vec<u8>) -> Self {
+        Self {
+            shape,
+            wild: 0,
+            len,
+            contents,
+        }
+    }
+
     /// Where it is, if it is not where nothing else is.
     fn wild_address(&self) -> Option<u64> {
         (self.shape >= 0xf0).then(|| u64::from(self.wild) << (self.wild & 7))
@@ -135,7 +170,11 @@ struct Machine {
 
 /// Does all of `ops` to a machine with `device`. `arrive` is what is behind the device. A driver
 /// that does not begin with the registers finds it started.
-pub fn drive(device: impl VirtioDevice + 'static, ops: Vec<Op>, mut arrive: impl FnMut(&[u8])) {
+pub fn drive<R: Request>(
+    device: impl VirtioDevice + 'static,
+    ops: Vec<Op<R>>,
+    mut arrive: impl FnMut(&[u8]),
+) {
     let mut machine = Machine::new(device);
     if !matches!(ops.first(), Some(Op::Register { .. } | Op::Write { .. })) {
         machine.start(0, false, None);
@@ -182,7 +221,7 @@ impl Machine {
         self.transport.write(register.into(), &value.to_le_bytes());
     }
 
-    fn apply(&mut self, op: Op) {
+    fn apply(&mut self, op: Op<impl Request>) {
         match op {
             Op::Start {
                 without,
@@ -205,12 +244,10 @@ impl Machine {
                 is_indirect,
                 buffers,
             } => self.offer(queue, is_indirect, &buffers),
-            Op::Disk {
-                kind,
-                sector,
-                data,
-                len,
-            } => self.offer(0, false, &disk_request(kind, sector, data, len)),
+            Op::Request(request) => {
+                let (queue, buffers) = request.chain();
+                self.offer(queue, false, &buffers);
+            }
             Op::Poke { address, data } => self.poke(u64::from(address) % MEMORY, &data),
             Op::Available { queue, index } => {
                 if let Some(queue) = self.queue(queue) {
@@ -347,27 +384,6 @@ impl Machine {
         }
         panic!("the device does not come to rest");
     }
-}
-
-/// A header, data in the direction that `kind` has, and a status byte.
-fn disk_request(kind: u8, sector: u8, data: Vec<u8>, len: Length) -> [Buffer; 3] {
-    let mut header = vec![0; 16];
-    // The highest bit is for what the disk does not know.
-    header[0] = kind & 0x8f;
-    header[8] = sector;
-    let buffer = |shape, len, contents| Buffer {
-        shape,
-        wild: 0,
-        len,
-        contents,
-    };
-    // The device writes what is read, and its id (8); it reads what is written, and segments.
-    let is_answer = matches!(kind & 0xf, 0 | 8);
-    [
-        buffer(0, Length::Small(16), header),
-        buffer(u8::from(is_answer), len, data),
-        buffer(1, Length::Small(1), Vec::new()),
-    ]
 }
 
 /// An offset such that `len` bytes stay in the page.

@@ -1,0 +1,135 @@
+//! Any driver of the balloon, and a host that changes its mind and asks for statistics all the time.
+
+#![no_main]
+
+mod machine;
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
+
+use arbitrary::Arbitrary;
+use cofferdam_devices::virtio::balloon::{Balloon, BalloonOptions};
+use cofferdam_devices::virtio::{ActivateError, Activation, VirtioDevice};
+use event_manager::{EventOps, EventSet, Events};
+use libfuzzer_sys::fuzz_target;
+use machine::{Buffer, Length, Op, Request};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Page numbers to take or to give, or statistics.
+#[derive(Arbitrary, Debug)]
+enum BalloonRequest {
+    Pages { queue: u8, first: u32, count: u8 },
+    Statistics { queue: u8, entries: Vec<(u8, u64)> },
+    Free { queue: u8, pages: Vec<Length> },
+}
+
+impl Request for BalloonRequest {
+    fn chain(self) -> (u8, Vec<Buffer>) {
+        match self {
+            Self::Pages {
+                queue,
+                first,
+                count,
+            } => {
+                let pages = (0..u32::from(count)).map(|i| first.wrapping_add(i));
+                let numbers = pages.flat_map(u32::to_le_bytes).collect();
+                (queue, vec![Buffer::readable(numbers)])
+            }
+            Self::Statistics { queue, entries } => {
+                let entry =
+                    |(tag, value): (u8, u64)| [&[tag, 0][..], &value.to_le_bytes()].concat();
+                let entries = entries.into_iter().flat_map(entry).collect();
+                (queue, vec![Buffer::readable(entries)])
+            }
+            Self::Free { queue, pages } => {
+                let buffers = pages
+                    .into_iter()
+                    .map(|len| Buffer::writable(len, Vec::new()));
+                (queue, buffers.collect())
+            }
+        }
+    }
+}
+
+/// A balloon whose timer is the fuzzer's.
+struct Hasty {
+    balloon: Balloon,
+    timer: EventFd,
+    /// What the host wants next, in bytes.
+    target: Arc<Mutex<Option<u64>>>,
+}
+
+impl VirtioDevice for Hasty {
+    fn device_type(&self) -> u32 {
+        self.balloon.device_type()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        self.balloon.queue_sizes()
+    }
+
+    fn features(&self) -> u64 {
+        self.balloon.features()
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.balloon.read_config(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.balloon.write_config(offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.balloon.activate(activation)
+    }
+
+    fn reset(&mut self) {
+        self.balloon.reset();
+        assert_eq!(self.balloon.actual(), 0);
+    }
+
+    fn register(&mut self, ops: &mut EventOps) {
+        VirtioDevice::register(&mut self.balloon, ops);
+        ops.add(Events::new(&self.timer, EventSet::IN)).unwrap();
+    }
+
+    fn kick(&mut self, queue: usize, ops: &mut EventOps) {
+        VirtioDevice::kick(&mut self.balloon, queue, ops);
+    }
+
+    fn host_event(&mut self, events: Events, ops: &mut EventOps) {
+        let _ = self.timer.read();
+        if let Some(target) = self.target.lock().unwrap().take() {
+            self.balloon.set_target(target);
+        }
+        VirtioDevice::host_event(&mut self.balloon, events, ops);
+        if let Some(stats) = self.balloon.stats() {
+            let _ = stats.to_string();
+        }
+    }
+}
+
+fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest>>)| {
+    let (target, kind, ops) = input;
+    let options = BalloonOptions {
+        target,
+        deflate_on_oom: kind & 1 != 0,
+        reporting: kind & 2 != 0,
+        stats: (kind & 4 != 0).then_some(NonZeroU32::MAX),
+    };
+    let timer = EventFd::new(EFD_NONBLOCK).unwrap();
+    let ring = timer.try_clone().unwrap();
+    let next = Arc::new(Mutex::new(None));
+    let device = Hasty {
+        balloon: Balloon::new(options).unwrap(),
+        timer,
+        target: next.clone(),
+    };
+    machine::drive(device, ops, |data| {
+        if let Ok(bytes) = data.try_into() {
+            *next.lock().unwrap() = Some(u64::from_le_bytes(bytes));
+        }
+        ring.write(1).unwrap();
+    });
+});
