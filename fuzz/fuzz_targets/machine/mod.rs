@@ -21,7 +21,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const MEMORY: u64 = 2 * memory::REGION as u64;
 /// Each queue's rings have so many bytes from the start of memory on; buffers are behind them.
 const RINGS: u64 = 0x10000;
-const BUFFERS: u64 = 4 * RINGS;
+const BUFFERS: u64 = QUEUES as u64 * RINGS;
+/// Queues that are set up, at most.
+const QUEUES: u32 = 6;
 const INDIRECT: u16 = 4;
 
 /// What drivers of one kind of device ask for: almost right, so that it need not be found.
@@ -285,7 +287,7 @@ impl Machine {
         }
         self.write(reg::VIRTIO_MMIO_STATUS, 0xb);
         self.rings.clear();
-        for queue in 0..4 {
+        for queue in 0..QUEUES {
             self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
             let size = self.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX);
             if size == 0 {
