@@ -266,7 +266,11 @@ impl Balloon {
             return;
         };
         let mut chain = Chain::new(queue.memory());
-        match queue.pop(&mut chain) {
+        let popped = queue.pop(&mut chain).and_then(|is_there| {
+            // Whatever else is there waits, but the next one must be heard of.
+            queue.enable_kicks().map(|_| is_there)
+        });
+        match popped {
             Ok(false) => return,
             Ok(true) => {}
             Err(error) => return queue.fail(&error),

@@ -212,6 +212,10 @@ fn statistics_come_each_time_they_are_due() {
             (Some(2 << 20), Some(3 << 20))
         );
         assert_eq!(seen.to_string(), "free 2048K, available 3072K");
+        // The driver kicks for the next ones: with the event index, if told so.
+        let ring = driver.rings[STATS];
+        let event = GuestAddress(ring.device + 4 + 8 * u64::from(ring.size));
+        assert_eq!(driver.mem.read_obj::<u16>(event).unwrap(), ring.avail);
         // The buffer comes back when the next are due.
         assert_eq!(driver.used(STATS), None);
         let used = loop {
