@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod console;
 pub mod legacy;
+mod listener;
 mod log_limit;
 pub mod virtio;
 

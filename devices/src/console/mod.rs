@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ use rustix::event::PollFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::legacy::Serial;
+use crate::listener::Listener;
 
 mod escape;
 mod input;
 mod output;
 mod pty;
 mod shared;
-mod socket;
 pub mod terminal;
 
 pub use output::ConsoleOutput;
@@ -36,13 +36,14 @@ use input::Input;
 use output::Sink;
 use pty::Pty;
 use shared::ready;
-use socket::Socket;
 use terminal::RawTerminal;
 
 /// Bytes of input that we hold for a guest that does not take them. More stays where it is.
 const PENDING: usize = 4 << 10;
 /// How long the end of a VM waits for the host to take the last of the output.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// What a program is told that connects to a console's socket while another is connected.
+const BUSY: &[u8] = b"another client has this console\r\n";
 
 // What an event is about.
 const TIMER: u32 = 0;
@@ -97,7 +98,7 @@ enum Host {
         on_quit: Box<dyn FnMut() + Send>,
     },
     /// Clients come and go.
-    Socket(Socket),
+    Socket(Listener),
     /// Both ends of a pseudo-terminal, to keep it alive.
     Pty(Pty),
 }
@@ -187,7 +188,7 @@ impl Console {
     /// A Unix socket at `path` for one client at a time. While there is none the newest 64 KiB of
     /// output are kept for the next.
     pub fn socket(irq: EventFd, path: &Path) -> Result<Self, ConsoleError> {
-        let socket = Socket::listen(path).map_err(|source| ConsoleError::Socket {
+        let socket = Listener::listen(path).map_err(|source| ConsoleError::Socket {
             path: path.to_owned(),
             source,
         })?;
@@ -406,11 +407,13 @@ impl Console {
                 return;
             };
             let busy = lock(&self.serial).output().attached();
-            let client = match socket.accept(busy) {
-                Ok(Some(client)) => client,
-                Ok(None) => continue,
-                Err(_) => return,
+            let Ok(mut client) = socket.accept() else {
+                return;
             };
+            if busy {
+                let _ = client.write(BUSY);
+                continue;
+            }
             if let Ok(sink) = client.try_clone() {
                 self.close_input(ops);
                 lock(&self.serial).output().attach(Sink::own(sink));

@@ -114,6 +114,21 @@ impl Buffers {
         }
     }
 
+    /// Forgets all but the first `count` bytes.
+    pub fn truncate(&mut self, count: usize) {
+        let mut left = count;
+        let mut end = self.first;
+        while let Some(piece) = self.pieces.get_mut(end)
+            && left > 0
+        {
+            piece.iov_len = piece.iov_len.min(left);
+            left -= piece.iov_len;
+            end += 1;
+        }
+        self.pieces.truncate(end);
+        self.len = self.len.min(count);
+    }
+
     /// Copies from guest memory and consumes what it copied; returns how many bytes, fewer than
     /// `data` has only at the end.
     pub fn read(&mut self, data: &mut [u8]) -> usize {

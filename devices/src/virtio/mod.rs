@@ -17,6 +17,7 @@ pub mod registers;
 pub mod rng;
 pub mod subscriber;
 pub mod vhost_user;
+pub mod vsock;
 
 #[cfg(test)]
 pub(crate) mod mock;

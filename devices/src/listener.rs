@@ -1,27 +1,24 @@
-//! A Unix socket that one program at a time connects to.
+//! A Unix socket that programs of the host connect to.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// What a program is told that connects while another is connected.
-const BUSY: &[u8] = b"another client has this console\r\n";
-
 /// A listening socket whose file goes when this does.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode of the file, lest we remove one that somebody put in its place.
     identity: (u64, u64),
 }
 
-impl Socket {
+impl Listener {
     /// Listens at `path`, for this user only. A socket file that nobody listens on any more is
     /// replaced; anything else at `path` is an error.
-    pub(super) fn listen(path: &Path) -> io::Result<Self> {
+    pub(crate) fn listen(path: &Path) -> io::Result<Self> {
         let listener = match UnixListener::bind(path) {
             Err(e) if e.kind() == ErrorKind::AddrInUse && is_stale(path) => {
                 std::fs::remove_file(path)?;
@@ -38,30 +35,26 @@ impl Socket {
         })
     }
 
-    /// The next program that waits to be let in; nothing if one was told that the console is
-    /// `busy`, and sent away. `WouldBlock` if nobody waits.
-    pub(super) fn accept(&self, busy: bool) -> io::Result<Option<UnixStream>> {
-        let (mut client, _) = self.listener.accept()?;
+    /// The next program that waits to be let in, in non-blocking mode. `WouldBlock` if none does.
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        let (client, _) = self.listener.accept()?;
         client.set_nonblocking(true)?;
-        if busy {
-            let _ = client.write(BUSY);
-            return Ok(None);
-        }
-        Ok(Some(client))
+        Ok(client)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it listens.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 }
 
-impl Drop for Socket {
+impl Drop for Listener {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             let _ = std::fs::remove_file(&self.path);
