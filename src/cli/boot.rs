@@ -7,7 +7,7 @@ use super::{fail, guest, print};
 use crate::config::{
     BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, FsConfig, Grace, Hardware, HugePages,
     LogLevel, MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig,
-    Switch, VmConfig, parse_options,
+    Switch, VmConfig, VsockConfig, parse_options,
 };
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -71,6 +71,9 @@ pub struct Args {
     /// or tag=NAME,socket=PATH for another file-system daemon
     #[arg(long = "fs", value_name = "tag=NAME,path=DIR[,…]", value_parser = fs, help_heading = DEVICES)]
     fs: Vec<FsConfig>,
+    /// Sockets between guest and host: cid=ADDRESS (3 or more),uds=PATH of the host's socket
+    #[arg(long, value_name = "cid=N,uds=PATH", value_parser = vsock, help_heading = DEVICES)]
+    vsock: Option<VsockConfig>,
     /// Serial console: stdio, off, pty, file=PATH or socket=PATH [default: stdio]
     #[arg(long, value_name = "WHERE", help_heading = DEVICES)]
     console: Option<ConsoleConfig>,
@@ -167,6 +170,10 @@ fn net(text: &str) -> Result<NetConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
 
+fn vsock(text: &str) -> Result<VsockConfig, String> {
+    parse_options(text, None).map_err(|error| error.to_string())
+}
+
 fn rng(text: &str) -> Result<RngConfig, String> {
     parse_options(text, None).map_err(|error| error.to_string())
 }
@@ -194,6 +201,7 @@ impl Args {
         config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
         config.fs.extend(self.fs);
+        config.vsock = self.vsock.or(config.vsock.take());
         config.cpus.count = self.cpus.unwrap_or(config.cpus.count);
         config.cpus.template = self.cpu_template.or(config.cpus.template.take());
         config.cpus.pit |= self.pit;

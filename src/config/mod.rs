@@ -17,11 +17,13 @@ mod rng;
 mod root;
 mod size;
 mod switch;
+mod vsock;
 
 use std::path::{Path, PathBuf};
 
 use cofferdam_boot::CommandLineError;
 use cofferdam_devices::virtio::net::MacError;
+use cofferdam_devices::virtio::vsock::VsockError;
 use serde::{Deserialize, Serialize};
 
 pub use balloon::BalloonConfig;
@@ -40,6 +42,7 @@ pub use rng::RngConfig;
 pub use root::RootConfig;
 pub use size::{ByteSize, MemorySize, SizeError};
 pub use switch::Switch;
+pub use vsock::VsockConfig;
 
 /// Most vCPUs of one VM; the guest kernels we build have room for as many.
 pub const MAX_CPUS: u8 = 32;
@@ -73,6 +76,9 @@ pub struct VmConfig {
     /// Directories of the host that the guest can mount (virtio-fs).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fs: Vec<FsConfig>,
+    /// Sockets between guest and host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// Gives the guest entropy from the host (virtio-rng).
     #[serde(skip_serializing_if = "is_default")]
     pub rng: Switch<RngConfig>,
@@ -173,6 +179,9 @@ pub enum ConfigError {
         /// The guest's.
         memory: MemorySize,
     },
+    /// An address or a path that a socket device cannot have.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A rate or a burst of zero.
     #[error(
         "{device}: a rate limit lets nothing through; make {unit}_per_second and {unit}_burst 1 at least"
@@ -237,8 +246,9 @@ impl VmConfig {
         let (rng, balloon) = (self.rng.options(), self.balloon.options());
         rng.map_or(Ok(()), RngConfig::validate)?;
         balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
-        let others =
-            self.fs_by_tag().len() + usize::from(rng.is_some()) + usize::from(balloon.is_some());
+        self.vsock.iter().try_for_each(VsockConfig::validate)?;
+        let others = [rng.is_some(), balloon.is_some(), self.vsock.is_some()];
+        let others = others.into_iter().map(usize::from).sum::<usize>() + self.fs_by_tag().len();
         let devices =
             self.all_disks().count() + self.all_pmems().count() + self.nets.len() + others;
         if devices > MAX_DEVICES {
@@ -345,6 +355,10 @@ mod tests {
             }],
             rng: Switch::Off,
             balloon: Switch::Off,
+            vsock: Some(VsockConfig {
+                cid: 3,
+                uds: "/v".into(),
+            }),
             grace: Grace(3),
             log: LogConfig {
                 level: LogLevel::Debug,
@@ -378,6 +392,17 @@ mod tests {
         assert!(check(|c| c.cpus.count = 33).contains("33"));
         assert!(check(|c| c.memory.size = MemorySize::from_mib(31)).contains("31M"));
         assert!(check(|c| c.nets.push(NetConfig::default())).contains("tap=NAME"));
+        for (cid, uds, complaint) in [
+            (2, "v", "cid"),
+            (3, "", "empty"),
+            (3, &"v".repeat(97), "97"),
+        ] {
+            let mut config = VmConfig::default();
+            let uds = uds.into();
+            config.vsock = Some(VsockConfig { cid, uds });
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+        }
         check(|c| {
             let (tap, mac) = (Some("t".into()), Some("01:00:00:00:00:00".into()));
             c.nets.push(NetConfig {

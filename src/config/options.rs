@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 /// Fields that are numbers.
 const NUMBERS: &[&str] = &[
+    "cid",
     "fd",
     "mtu",
     "ops_burst",
@@ -108,6 +109,15 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
             "off" | "false" => Ok(false.into()),
             _ => Err(bad("on or off")),
         },
+        ("cid" | "fd" | "mtu" | "queues" | "ops_per_second" | "ops_burst", _) => {
+            match value.parse::<u64>() {
+                Ok(number) => Ok(number.into()),
+                Err(_) => Err(bad("a number")),
+            }
+        }
+        ("ro" | "iothread", "on" | "true") => Ok(true.into()),
+        ("ro" | "iothread", "off" | "false") => Ok(false.into()),
+        ("ro" | "iothread", _) => Err(bad("on or off")),
         (_, "") => Err(bad("something behind the =")),
         _ => Ok(value.into()),
     }

@@ -75,6 +75,9 @@ fn bad_options_are_usage_errors() {
             "--net tap=t,mac=01:00:5e:00:00:01",
             &["net:", "01:00:5e:00:00:01", "02"],
         ),
+        ("--vsock cid=3", &["'--vsock", "missing field `uds`"]),
+        ("--vsock cid=2,uds=v", &["vsock:", "cid", "2", "3 to"]),
+        ("--vsock cid=3,uds=", &["'--vsock", "uds=:"]),
         ("--net tap=t,mtu=20", &["net:", "MTU 20", "68 to 65535"]),
         (
             "--net tap=t,mtu=70000",

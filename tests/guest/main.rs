@@ -18,3 +18,4 @@ mod net;
 mod pmem;
 mod rng;
 mod terminal;
+mod vsock;

@@ -9,6 +9,7 @@ mod legacy;
 mod net;
 mod pmem;
 mod rng;
+mod vsock;
 
 use std::io;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use cofferdam_devices::virtio::mmio::{
 };
 use cofferdam_devices::virtio::net::TapError;
 use cofferdam_devices::virtio::pmem::{Pmem, PmemError};
+use cofferdam_devices::virtio::vsock::VsockError;
 use cofferdam_fsd::DaemonError;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
@@ -122,6 +124,9 @@ pub enum DeviceError {
         #[source]
         source: DaemonError,
     },
+    /// The sockets cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A device is not described right.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -162,6 +167,10 @@ impl DeviceError {
                 TapError::Name(_) | TapError::Kind(_) | TapError::Inherited(_)
             ),
             Self::FsDirectory { .. } | Self::FsSocket { .. } => true,
+            Self::Vsock(VsockError::Listen { source, .. }) => {
+                source.kind() != io::ErrorKind::AddrInUse
+            }
+            Self::Vsock(VsockError::Cid(_) | VsockError::PathTooLong { .. }) => true,
             Self::Config(_) | Self::Descriptor(_) => true,
             _ => false,
         }
@@ -274,6 +283,9 @@ impl<'a> Devices<'a> {
         }
         for (tag, shared) in config.fs_by_tag() {
             devices.add_fs(tag, &shared)?;
+        }
+        if let Some(vsock) = &config.vsock {
+            devices.add_vsock(vsock)?;
         }
         if let Some(rng) = config.rng.options() {
             devices.add_rng(rng)?;
