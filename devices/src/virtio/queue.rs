@@ -301,6 +301,11 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Chains that were completed since the last [`Self::signal`].
+    pub fn unsignalled(&self) -> u16 {
+        self.ring.next_used().wrapping_sub(self.signalled)
+    }
+
     /// Asks the driver not to kick: the device looks by itself.
     pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
         self.ring

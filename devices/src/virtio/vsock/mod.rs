@@ -9,6 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -40,6 +41,10 @@ const TX_QUEUE: usize = 1;
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// Packets, or clients, that one event deals with at most, so that others get their turn.
 const BUDGET: usize = 64;
+/// How often it is looked who has waited too long; nothing there needs to be more exact.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the guest may wait at most to be told that its packets were taken.
+const LATE: Duration = Duration::from_millis(1);
 /// The least address that a guest can have; those below are the host's and everybody's.
 const FIRST_CID: u64 = 3;
 /// Bytes of the longest path of a Unix socket.
@@ -105,15 +110,24 @@ impl Active {
         })
     }
 
-    /// Gives the guest what there is for it, and tells it of all that was done.
-    fn pump(&mut self, hub: &mut Hub, ops: &mut EventOps) -> Result<(), Broken> {
+    /// Gives the guest what there is for it, and tells it so. That its own packets were taken it is
+    /// told at the same time, or, if there is nothing for it, when there are many or `late` ticks:
+    /// an interrupt for each would cost it more than to hold on to a few packets.
+    fn pump(&mut self, hub: &mut Hub, late: &mut Timer, ops: &mut EventOps) -> Result<(), Broken> {
         self.receive(|rx| rx.run(hub, ops))?;
         if self.tx.is_blocked && !hub.is_full() {
             self.transmit(|tx| tx.run(hub, ops))?;
             self.receive(|rx| rx.run(hub, ops))?;
         }
+        let is_news = self.rx.queue().unsignalled() > 0;
         self.receive(|rx| rx.queue().signal())?;
-        self.transmit(|tx| tx.queue().signal())
+        if is_news || self.tx.queue().unsignalled() >= self.tx.queue().size().div_ceil(8) {
+            return self.transmit(|tx| tx.queue().signal());
+        }
+        if self.tx.queue().unsignalled() > 0 {
+            late.start();
+        }
+        Ok(())
     }
 }
 
@@ -127,6 +141,8 @@ pub struct Vsock {
     /// Whether the event loop watches the listener.
     is_listening: bool,
     hub: Hub,
+    /// Ticks when the guest has to be told what became of its packets.
+    late: Timer,
     active: Option<Active>,
 }
 
@@ -140,9 +156,10 @@ impl Vsock {
             path: path.to_owned(),
             source,
         })?;
-        let timer = Timer::new().map_err(VsockError::Timer)?;
+        let timer = |time| Timer::new(time).map_err(VsockError::Timer);
         Ok(Self {
-            hub: Hub::new(cid, listener.path().to_owned(), timer),
+            hub: Hub::new(cid, listener.path().to_owned(), timer(TICK)?),
+            late: timer(LATE)?,
             listener,
             is_listening: false,
             active: None,
@@ -191,11 +208,9 @@ impl Vsock {
         work: impl FnOnce(&mut Active, &mut Hub, &mut EventOps) -> Result<(), Broken>,
     ) {
         if let Some(active) = &mut self.active {
-            let result = work(active, &mut self.hub, ops);
-            if result
-                .and_then(|()| active.pump(&mut self.hub, ops))
-                .is_err()
-            {
+            let result = work(active, &mut self.hub, ops)
+                .and_then(|()| active.pump(&mut self.hub, &mut self.late, ops));
+            if result.is_err() {
                 self.active = None;
                 self.hub.clear();
                 self.hub.bury(ops);
@@ -254,8 +269,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn register(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(self.hub.timer(), EventSet::IN)) {
-            log::error!("vsock: nobody will be timed out: {error}");
+        for timer in [self.hub.timer(), &mut self.late] {
+            if let Err(error) = ops.add(Events::new(timer, EventSet::IN)) {
+                log::error!("vsock: a timer will not be heard: {error}");
+            }
         }
     }
 
@@ -285,6 +302,11 @@ impl VirtioDevice for Vsock {
             if self.active.is_some() {
                 self.listen(ops);
             }
+        } else if fd == self.late.as_raw_fd() {
+            self.late.ticked();
+            return self.work(ops, |active, _, _| {
+                active.transmit(|tx| tx.queue().signal())
+            });
         } else {
             self.hub.host_event(events, ops);
         }

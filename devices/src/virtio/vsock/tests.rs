@@ -32,10 +32,15 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with(u64::MAX)
+    }
+
+    /// One that accepts these features.
+    fn with(features: u64) -> Self {
         let dir = TempDir::new().unwrap();
         let device = Vsock::new(CID, &dir.as_path().join("v")).unwrap();
         Self {
-            driver: MockDriver::started(device, u64::MAX),
+            driver: MockDriver::started(device, features),
             dir,
             buffers: VecDeque::new(),
             receipt: Receipt {
@@ -672,4 +677,29 @@ fn a_hostile_driver_gets_nowhere() {
         device
     };
     hostile_suite(make, &[RX, TX]);
+}
+
+/// If it fails, each packet of the guest's costs it an interrupt, or it never learns what became of
+/// the last ones.
+#[test]
+fn the_guest_is_told_late_that_its_packets_were_taken() {
+    let mut guest = Guest::with(0);
+    guest.give_buffers(64);
+    let (ports, mut stream) = guest.connected(1);
+    std::thread::sleep(2 * LATE);
+    guest.driver.run();
+    guest.driver.interrupts();
+    guest.send_data(ports, b"ping");
+    assert_eq!(guest.driver.interrupts(), 0);
+    std::thread::sleep(2 * LATE);
+    guest.driver.run();
+    assert_eq!(guest.driver.interrupts(), 1);
+    // Not later than anything else that it is told.
+    guest.send_data(ports, b"ping");
+    stream.write_all(b"pong").unwrap();
+    guest.driver.run();
+    assert_eq!(guest.driver.interrupts(), 2);
+    std::thread::sleep(2 * LATE);
+    guest.driver.run();
+    assert_eq!(guest.driver.interrupts(), 0);
 }
