@@ -252,6 +252,25 @@ impl Buffers {
         self.vectored(|pieces, count| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
     }
 
+    /// One `sendmsg` to a stream socket, which neither waits nor raises SIGPIPE. Returns how many
+    /// bytes went, and consumes that.
+    pub fn send_to(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.vectored(|pieces, count| {
+            let message = libc::msghdr {
+                msg_name: std::ptr::null_mut(),
+                msg_namelen: 0,
+                msg_iov: pieces.cast_mut(),
+                msg_iovlen: usize::try_from(count).unwrap_or(0),
+                msg_control: std::ptr::null_mut(),
+                msg_controllen: 0,
+                msg_flags: 0,
+            };
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: as in `write_all_at`; the kernel does not write to the message either.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }
+        })
+    }
+
     /// Calls `call` until the first `len` bytes went through it.
     fn transfer(
         &mut self,

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use event_manager::EventSet;
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 
 use super::credit::{OwnCredit, PeerCredit};
 use super::packet::{Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -244,7 +244,7 @@ impl Connection {
         let before = data.len();
         let result = match &self.socket {
             Some(socket) if self.host_closed & SHUTDOWN_RECEIVE == 0 => {
-                data.write_to(socket.as_fd())
+                data.send_to(socket.as_fd())
             }
             _ => Err(ErrorKind::BrokenPipe.into()),
         };
@@ -261,7 +261,9 @@ impl Connection {
             && !self.backlog.is_empty()
         {
             let (front, back) = self.backlog.as_slices();
-            match rustix::io::writev(socket, &[IoSlice::new(front), IoSlice::new(back)]) {
+            let pieces = [IoSlice::new(front), IoSlice::new(back)];
+            let mut control = SendAncillaryBuffer::default();
+            match rustix::net::sendmsg(socket, &pieces, &mut control, SendFlags::NOSIGNAL) {
                 Ok(count) => {
                     self.backlog.drain(..count);
                     self.own.forward(count);
