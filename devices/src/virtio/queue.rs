@@ -271,14 +271,31 @@ impl VirtQueue {
 
     /// Interrupts the driver if chains were completed since the last call and it wants to know.
     pub fn signal(&mut self) -> Result<(), QueueError> {
+        if self.take_signal()? {
+            self.interrupt.used_buffer();
+        }
+        Ok(())
+    }
+
+    /// As [`Self::signal`] for this queue and another of the same device, with one interrupt where
+    /// both are due: the queues of a device share its line, and the driver looks at all of them.
+    pub fn signal_with(&mut self, other: &mut Self) -> Result<(), QueueError> {
+        if self.take_signal()? | other.take_signal()? {
+            self.interrupt.used_buffer();
+        }
+        Ok(())
+    }
+
+    /// Whether the driver has to be interrupted; after this it counts as if it had been.
+    fn take_signal(&mut self) -> Result<bool, QueueError> {
         if !std::mem::take(&mut self.is_signal_due) {
-            return Ok(());
+            return Ok(false);
         }
         // The used index must be visible before the driver's wish is read, or both sides may wait.
         fence(Ordering::SeqCst);
         let used = self.ring.next_used();
         let before = std::mem::replace(&mut self.signalled, used);
-        let wanted = if self.ring.event_idx_enabled() {
+        if self.ring.event_idx_enabled() {
             let offset = 4 + 2 * u64::from(self.ring.size());
             let event: u16 = self
                 .mem
@@ -287,18 +304,14 @@ impl VirtQueue {
                     Ordering::Relaxed,
                 )
                 .map_err(QueueError::Ring)?;
-            is_passed(u16::from_le(event), before, used)
+            Ok(is_passed(u16::from_le(event), before, used))
         } else {
             let flags: u16 = self
                 .mem
                 .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
                 .map_err(QueueError::Ring)?;
-            u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
-        };
-        if wanted {
-            self.interrupt.used_buffer();
+            Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
-        Ok(())
     }
 
     /// Chains that were completed since the last [`Self::signal`].

@@ -119,12 +119,12 @@ impl Active {
             self.transmit(|tx| tx.run(hub, ops))?;
             self.receive(|rx| rx.run(hub, ops))?;
         }
-        let is_news = self.rx.queue().unsignalled() > 0;
-        self.receive(|rx| rx.queue().signal())?;
-        if is_news || self.tx.queue().unsignalled() >= self.tx.queue().size().div_ceil(8) {
-            return self.transmit(|tx| tx.queue().signal());
+        let (rx, tx) = (self.rx.queue(), self.tx.queue());
+        if rx.unsignalled() > 0 || tx.unsignalled() >= tx.size().div_ceil(8) {
+            let result = rx.signal_with(tx);
+            return self.receive(|_| result);
         }
-        if self.tx.queue().unsignalled() > 0 {
+        if tx.unsignalled() > 0 {
             late.start();
         }
         Ok(())
