@@ -142,7 +142,10 @@ impl Vm {
                 }
             }
             while let Some(signal) = self.signals.take() {
-                deadline = self.on_signal(signal, deadline);
+                match Received::is_resize(signal) {
+                    true => self.resize_disks(),
+                    false => deadline = self.on_signal(signal, deadline),
+                }
             }
             if self.stopper.has_panicked() && !matches!(deadline, Some((_, StopReason::Panic))) {
                 deadline = Some((Instant::now() + LAST_WORDS, StopReason::Panic));
@@ -170,6 +173,14 @@ impl Vm {
             log::error!("the power button cannot be pressed: {error}");
         }
         Some((Instant::now() + self.grace, StopReason::Grace))
+    }
+
+    /// Tells the guest of disks that have grown.
+    fn resize_disks(&self) {
+        for disk in &self.disks {
+            let mut disk = disk.lock().unwrap_or_else(PoisonError::into_inner);
+            disk.resize();
+        }
     }
 
     /// Nothing runs any more: what was written reaches the disks, what was said the console.

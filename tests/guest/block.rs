@@ -9,7 +9,7 @@ use crate::kernels::{STAY, kernel};
 use crate::life::two_signals;
 
 /// An image of `size` MiB without any content.
-fn image(dir: &TempDir, name: &str, size: u64) -> PathBuf {
+pub fn image(dir: &TempDir, name: &str, size: u64) -> PathBuf {
     let path = dir.join(name);
     File::create(&path).unwrap().set_len(size << 20).unwrap();
     path
@@ -49,47 +49,6 @@ fn disks_are_as_configured() {
     assert_eq!(used(&data), 0);
     let end = vm.end().expect(0);
     assert!(!end.console.contains("vdd was written"), "{}", end.console);
-}
-
-/// If it fails, a disk of the host that is full or shrank kills the VM, or the guest takes for
-/// written or read what was not.
-#[test]
-fn errors_of_the_host_are_the_guests() {
-    let dir = TempDir::new("errors");
-    let small = dir.join("small");
-    host(&format!(
-        "mkdir {0}; mount -t tmpfs -o size=4m small {0}",
-        small.display()
-    ));
-    let full = small.join("full");
-    File::create(&full).unwrap().set_len(64 << 20).unwrap();
-    let shrinks = image(&dir, "shrinks", 64);
-    let args = format!(
-        "--disk path={} --disk path={}",
-        full.display(),
-        shrinks.display()
-    );
-    let script = "
-        dd if=/dev/zero of=/dev/vdc bs=1M count=16 oflag=direct && exit 1
-        dd if=/dev/vdc of=/dev/null bs=1M count=16 iflag=direct || exit 2
-        echo ready; read line
-        dd if=/dev/vdd of=/dev/null bs=1M skip=60 count=1 iflag=direct && exit 3
-        dd if=/dev/vdd of=/dev/null bs=1M count=16 iflag=direct || exit 4";
-    let mut vm = Vm::script(&dir, &args, script);
-    vm.wait_for("ready");
-    File::options()
-        .write(true)
-        .open(&shrinks)
-        .unwrap()
-        .set_len(32 << 20)
-        .unwrap();
-    vm.type_text("\n");
-    let end = vm.end();
-    host(&format!("umount {}", small.display()));
-    let end = end.expect(0);
-    // One message of a kind in a while: the first error's.
-    let path = full.display().to_string();
-    assert!(end.log.contains(&path), "{}", end.log);
 }
 
 /// If it fails, two VMs write to one disk, and destroy what is on it; or cannot share one that

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod block;
+mod block_trouble;
 mod boot;
 mod console;
 mod debian;

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, major, minor, seek};
 use rustix::io::Errno;
@@ -110,12 +110,24 @@ pub enum DiskError {
     },
 }
 
+/// How a disk's size differs from what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Growth {
+    /// Not at all.
+    None,
+    /// It has more sectors: so many.
+    Grown(u64),
+    /// It has fewer sectors: so many.
+    Shrunk(u64),
+}
+
 /// An open disk, locked against use by others until it is dropped.
 #[derive(Debug)]
 pub struct Disk {
     file: File,
     path: PathBuf,
-    sectors: u64,
+    /// The size that the guest was told. It only grows.
+    sectors: AtomicU64,
     is_read_only: bool,
     is_block_device: bool,
     cache: Cache,
@@ -163,7 +175,7 @@ impl Disk {
             );
         }
         Ok(Self {
-            sectors: size / SECTOR_SIZE,
+            sectors: AtomicU64::new(size / SECTOR_SIZE),
             is_read_only: read_only,
             is_block_device: metadata.file_type().is_block_device(),
             cache,
@@ -181,7 +193,24 @@ impl Disk {
 
     /// Its size in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
-        self.sectors
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether the disk has grown, and takes over its new size if so. One that shrank keeps
+    /// its size: what is behind its end fails.
+    pub(super) fn grow(&self) -> io::Result<Growth> {
+        let (before, now) = (
+            self.sectors(),
+            seek(&self.file, SeekFrom::End(0))? / SECTOR_SIZE,
+        );
+        Ok(match now.cmp(&before) {
+            std::cmp::Ordering::Less => Growth::Shrunk(now),
+            std::cmp::Ordering::Equal => Growth::None,
+            std::cmp::Ordering::Greater => {
+                self.sectors.store(now, Ordering::Relaxed);
+                Growth::Grown(now)
+            }
+        })
     }
 
     /// Whether the guest may only read.
@@ -268,7 +297,7 @@ impl Disk {
         Self {
             file,
             path: "test".into(),
-            sectors,
+            sectors: AtomicU64::new(sectors),
             is_read_only: false,
             is_block_device: false,
             cache: Cache::Writeback,

@@ -26,7 +26,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::device::{Lane, Lanes};
-use super::{ActivateError, Activation, VirtioDevice};
+use super::{ActivateError, Activation, Interrupt, VirtioDevice};
+use disk::Growth;
 use queue::BlockQueue;
 use request::{Serial, Target};
 use throttle::Throttle;
@@ -97,6 +98,10 @@ pub struct Block {
     queues: Vec<Arc<Mutex<BlockQueue>>>,
     queue_sizes: Vec<u16>,
     has_workers: bool,
+    /// The way to tell an active driver of a change.
+    interrupt: Option<Interrupt>,
+    /// The size changed while there was no driver to be told.
+    is_news: bool,
 }
 
 impl Block {
@@ -129,6 +134,8 @@ impl Block {
             has_workers: options.has_workers || count > 1,
             disk,
             serial,
+            interrupt: None,
+            is_news: false,
         })
     }
 
@@ -140,6 +147,33 @@ impl Block {
     /// Brings what the guest wrote to stable storage, as its own flush does: for the monitor's end.
     pub fn flush(&self) -> io::Result<()> {
         self.disk.flush()
+    }
+
+    /// Looks at the disk's size on the host, and tells the driver if the disk has grown. One that
+    /// shrank keeps its size for the guest, and what is behind its end fails.
+    pub fn resize(&mut self) {
+        let path = self.disk.path().display();
+        match self.disk.grow() {
+            Ok(Growth::None) => {}
+            Ok(Growth::Grown(sectors)) => {
+                log::info!("disk {path}: it has grown to {sectors} sectors");
+                self.is_news = true;
+                self.announce();
+            }
+            Ok(Growth::Shrunk(sectors)) => log::warn!(
+                "disk {path}: it shrank from {} to {sectors} sectors; for the guest it keeps its size, and what is not there cannot be read",
+                self.disk.sectors()
+            ),
+            Err(error) => log::error!("disk {path}: its size cannot be found out: {error}"),
+        }
+    }
+
+    /// Tells the driver, if there is one, of a change that it does not know.
+    fn announce(&mut self) {
+        if let Some(interrupt) = self.interrupt.as_ref().filter(|_| self.is_news) {
+            interrupt.config_change(&self.config());
+            self.is_news = false;
+        }
     }
 
     /// The queues that the device's own thread serves.
@@ -230,6 +264,8 @@ impl VirtioDevice for Block {
                 wanted: self.queues.len(),
             });
         }
+        self.interrupt = Some(activation.interrupt);
+        self.announce();
         for (ours, queue) in self.queues.iter().zip(activation.queues) {
             lock(ours).activate(queue, target.clone());
         }
@@ -237,6 +273,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
+        self.interrupt = None;
         for queue in &self.queues {
             lock(queue).reset();
         }

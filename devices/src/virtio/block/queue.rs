@@ -11,6 +11,10 @@ use crate::virtio::{Chain, Lane, QueueError, VirtQueue};
 /// Chains that are kept for reuse.
 const SPARE_CHAINS: usize = 16;
 
+/// Bytes of data after which answers go back though there are more requests: the driver works on
+/// them, on its own CPU, while the next ones are carried out.
+const BATCH: u64 = 1 << 20;
+
 /// A queue with its engine: the lane of a disk.
 #[derive(Debug)]
 pub(super) struct BlockQueue {
@@ -20,6 +24,8 @@ pub(super) struct BlockQueue {
     spare: Vec<Chain>,
     /// What is answered and not given back yet: heads, and bytes written.
     answered: Vec<(u16, u32)>,
+    /// Bytes of data of the requests that were started since answers went back.
+    batch: u64,
 }
 
 /// What a driver set up.
@@ -38,6 +44,7 @@ impl BlockQueue {
             active: None,
             spare: Vec::new(),
             answered: Vec::new(),
+            batch: 0,
         }
     }
 
@@ -76,6 +83,9 @@ impl BlockQueue {
             self.release(active)?;
             while left > 0 && self.has_room() && self.take_up(active)? {
                 left -= 1;
+                if self.batch >= BATCH {
+                    self.give_back(active)?;
+                }
             }
             self.give_back(active)?;
             if left == 0 || self.engine.is_behind() {
@@ -132,6 +142,7 @@ impl BlockQueue {
     }
 
     fn start(&mut self, active: &Active, request: Request) {
+        self.batch += request.cost().map_or(0, |(_, bytes)| bytes);
         match active.target.begin(request) {
             Step::Done(chain, len) => self.answer(chain, len),
             Step::Job(job) => {
@@ -154,11 +165,12 @@ impl BlockQueue {
         }
     }
 
-    /// Gives all that is answered back to the driver at once, with one interrupt.
+    /// Gives all that is answered back to the driver at once, with one interrupt at most.
     fn give_back(&mut self, active: &mut Active) -> Result<(), QueueError> {
         while let Some(outcome) = self.engine.finish() {
             self.end(active, outcome);
         }
+        self.batch = 0;
         active.queue.complete_all(&self.answered)?;
         self.answered.clear();
         active.queue.signal()

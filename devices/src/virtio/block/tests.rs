@@ -346,6 +346,75 @@ fn many_requests_are_answered_with_few_interrupts() {
     }
 }
 
+/// If it fails, the guest does not learn that its disk has grown, or a disk that shrank breaks more
+/// than the requests that it cannot serve.
+#[test]
+fn a_disk_grows_while_it_is_used() {
+    let (_dir, path) = image(8 * 512);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let mut driver = MockDriver::started(block(&path), ALL);
+    let _ = driver.interrupts();
+    assert_eq!(status(&mut driver, 1, 8, &[1; 512]), IOERR);
+    file.set_len(16 * 512 + 1).unwrap();
+    let device = driver.device.clone();
+    let resize = || device.lock().unwrap().resize();
+    let _ = driver.interrupts();
+    resize();
+    assert_eq!(driver.interrupts(), 1);
+    assert_eq!(driver.config(0, 8), 16u64.to_le_bytes());
+    assert_eq!(status(&mut driver, 1, 15, &[1; 512]), OK);
+    assert_eq!(status(&mut driver, 1, 16, &[1; 512]), IOERR);
+    let _ = driver.interrupts();
+
+    file.set_len(4 * 512).unwrap();
+    resize();
+    resize();
+    assert_eq!(driver.interrupts(), 0);
+    assert_eq!(driver.config(0, 8), 16u64.to_le_bytes());
+    let reply = driver.request(0, &[&header(0, 4)], &[512, 1]);
+    assert_eq!(reply.data[512], IOERR);
+    assert_eq!(driver.request(0, &[&header(0, 3)], &[512, 1]).data[512], OK);
+
+    // While there is no driver: the next one is told.
+    driver.reset();
+    file.set_len(32 * 512).unwrap();
+    resize();
+    driver.start(ALL);
+    assert_eq!(driver.config(0, 8), 32u64.to_le_bytes());
+    assert_eq!(status(&mut driver, 1, 31, &[1; 512]), OK);
+}
+
+/// If it fails, data that comes from the disk itself is wrong, or its requests are forgotten.
+#[test]
+fn what_is_not_in_the_page_cache_is_read_all_the_same() {
+    let (_dir, path) = image(4 << 20);
+    let file = fs::File::open(&path).unwrap();
+    for round in 0..10 {
+        let mut driver =
+            MockDriver::started(with_engine(&options(&path), EngineKind::IoUring), ALL);
+        // Where the file is in memory anyway, this does nothing.
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let requests: Vec<_> = (0..64)
+            .map(|i| driver.submit(0, &[&header(0, 128 * (i * 7 % 64) + round)], &[8 << 10, 1]))
+            .collect();
+        driver.kick(0);
+        for _ in 0..requests.len() {
+            let (head, len) = driver.wait_used(0);
+            let at = requests
+                .iter()
+                .position(|r| u32::from(r.head) == head)
+                .unwrap();
+            let first = (at as u64 * 7 % 64 * 128 + round) % 256;
+            let data = driver.reply(&requests[at], len).data;
+            let sectors = data[..8 << 10].chunks(512).zip(first..);
+            for (sector, number) in sectors {
+                assert_eq!(sector, [u8::try_from(number % 256).unwrap(); 512]);
+            }
+        }
+    }
+}
+
 /// If it fails, a hostile guest reaches the host through its disk.
 #[test]
 fn a_hostile_driver_gets_nowhere() {

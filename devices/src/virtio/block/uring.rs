@@ -42,7 +42,8 @@ const SMALL_WRITE: usize = 64 << 10;
 pub(super) struct Ring {
     ring: IoUring,
     disk: Arc<Disk>,
-    /// What the kernel has in hand; the index is the entry's user data.
+    /// What the kernel has in hand; the index is the entry's user data. As many slots as were ever
+    /// in use at once.
     slots: Vec<Option<InFlight>>,
     /// Slots without a job.
     free: Vec<usize>,
@@ -88,8 +89,8 @@ impl Ring {
         Ok(Self {
             ring,
             disk,
-            slots: (0..DEPTH).map(|_| None).collect(),
-            free: (0..DEPTH).rev().collect(),
+            slots: Vec::new(),
+            free: Vec::new(),
             can_try_read: true,
             can_try_write: true,
         })
@@ -128,11 +129,11 @@ impl Ring {
     /// Puts what is left of a job into the ring; with [`squeue::Flags::ASYNC`] the kernel does not
     /// even try without waiting.
     fn queue(&mut self, mut job: Job, flags: squeue::Flags) -> Option<Outcome> {
-        let Some(slot) = self.free.pop() else {
+        if !self.has_room() {
             // Nobody starts more than there is room for; if somebody does, there is another way.
             let result = job.run(&self.disk);
             return Some((job, result));
-        };
+        }
         let left = job.left;
         let pieces = job.buffers().first_iovecs(left);
         // At most MAX_PIECES.
@@ -148,12 +149,11 @@ impl Ring {
                 .build(),
             Operation::Flush => opcode::Fsync::new(disk).flags(FsyncFlags::DATASYNC).build(),
         };
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(InFlight {
-                job,
-                _pieces: pieces,
-            });
-        }
+        let in_flight = InFlight {
+            job,
+            _pieces: pieces,
+        };
+        let slot = self.put(in_flight);
         self.push(&entry.flags(flags).user_data(slot as u64));
         None
     }
@@ -183,6 +183,16 @@ impl Ring {
                 }
             }
         }
+    }
+
+    /// Puts a job into a slot.
+    fn put(&mut self, in_flight: InFlight) -> usize {
+        let slot = self.free.pop().unwrap_or(self.slots.len());
+        match self.slots.get_mut(slot) {
+            Some(place) => *place = Some(in_flight),
+            None => self.slots.push(Some(in_flight)),
+        }
+        slot
     }
 
     /// Takes a completion's job out of its slot.
@@ -224,7 +234,7 @@ impl Engine for Ring {
     }
 
     fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        self.in_flight() < DEPTH
     }
 
     fn finish(&mut self) -> Option<Outcome> {
@@ -245,13 +255,13 @@ impl Engine for Ring {
     }
 
     fn cancel(&mut self) {
-        let busy = (0..DEPTH).filter(|slot| matches!(self.slots.get(*slot), Some(Some(_))));
-        let busy: Vec<u64> = busy.map(|slot| slot as u64).collect();
+        let busy = (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some());
+        let busy: Vec<u64> = busy.map(|(index, _)| index).collect();
         let mut answers = busy.len();
         for slot in busy {
             self.push(&opcode::AsyncCancel::new(slot).build().user_data(CANCEL));
         }
-        while answers > 0 || self.free.len() < DEPTH {
+        while answers > 0 || self.in_flight() > 0 {
             match self.next() {
                 Some(entry) if entry.user_data() == CANCEL => answers = answers.saturating_sub(1),
                 // Its chain is forgotten: the driver has reset the ring that it came from.
@@ -268,6 +278,11 @@ impl Engine for Ring {
 }
 
 impl Ring {
+    /// Jobs that the kernel has in hand.
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     fn next(&mut self) -> Option<cqueue::Entry> {
         self.ring.completion().next()
     }
@@ -281,7 +296,7 @@ impl Drop for Ring {
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ring({} in flight)", DEPTH - self.free.len())
+        write!(f, "Ring({} in flight)", self.in_flight())
     }
 }
 
