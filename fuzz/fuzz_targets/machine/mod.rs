@@ -143,7 +143,8 @@ pub enum Length {
 }
 
 impl Length {
-    fn bytes(self) -> u32 {
+    /// The length.
+    pub fn bytes(self) -> u32 {
         match self {
             Self::Small(bytes) => bytes.into(),
             Self::Sectors(count) => u32::from(count) << 9,
