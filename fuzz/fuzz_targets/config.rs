@@ -5,7 +5,8 @@
 
 use cofferdam::arch::template::CpuTemplate;
 use cofferdam::config::{
-    ConsoleConfig, DiskConfig, MemorySize, NetConfig, VmConfig, parse_options,
+    BalloonConfig, ByteSize, ConsoleConfig, DiskConfig, FsConfig, MemoryConfig, MemorySize,
+    NetConfig, PmemConfig, RngConfig, RootConfig, VmConfig, VsockConfig, parse_options,
 };
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +32,14 @@ fuzz_target!(|text: &str| {
         template.apply_msrs(&mut msrs);
     }
     for first in [None, Some("path")] {
+        let _ = parse_options::<BalloonConfig>(text, first);
         let _ = parse_options::<DiskConfig>(text, first);
+        let _ = parse_options::<FsConfig>(text, first);
+        let _ = parse_options::<MemoryConfig>(text, first);
+        let _ = parse_options::<PmemConfig>(text, first);
+        let _ = parse_options::<RngConfig>(text, first);
+        let _ = parse_options::<RootConfig>(text, first);
+        let _ = parse_options::<VsockConfig>(text, first);
         if let Ok(net) = parse_options::<NetConfig>(text, first) {
             let _ = net.mac_address();
         }
@@ -42,4 +50,5 @@ fuzz_target!(|text: &str| {
     if let Ok(size) = text.parse::<MemorySize>() {
         assert_eq!(size.to_string().parse(), Ok(size));
     }
+    let _ = text.parse::<ByteSize>();
 });

@@ -5,6 +5,8 @@
 
 mod memory;
 
+pub use memory::Sharing;
+
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
@@ -176,9 +178,19 @@ struct Machine {
 pub fn drive<R: Request>(
     device: impl VirtioDevice + 'static,
     ops: Vec<Op<R>>,
+    arrive: impl FnMut(&[u8]),
+) {
+    drive_with(Sharing::Private, device, ops, arrive);
+}
+
+/// As [`drive`], with memory of another kind.
+pub fn drive_with<R: Request>(
+    sharing: Sharing,
+    device: impl VirtioDevice + 'static,
+    ops: Vec<Op<R>>,
     mut arrive: impl FnMut(&[u8]),
 ) {
-    let mut machine = Machine::new(device);
+    let mut machine = Machine::new(sharing, device);
     if !matches!(ops.first(), Some(Op::Register { .. } | Op::Write { .. })) {
         machine.start(0, false, None);
     }
@@ -195,8 +207,8 @@ pub fn drive<R: Request>(
 }
 
 impl Machine {
-    fn new(device: impl VirtioDevice + 'static) -> Self {
-        let mem = memory::fresh();
+    fn new(sharing: Sharing, device: impl VirtioDevice + 'static) -> Self {
+        let mem = memory::fresh(sharing);
         let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new("fuzzed", device, mem.clone(), irqfd).unwrap();

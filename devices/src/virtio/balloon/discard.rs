@@ -133,6 +133,7 @@ mod tests {
     use std::fs::File;
     use std::os::fd::FromRawFd;
 
+    use proptest::prelude::*;
     use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion};
 
     use super::*;
@@ -201,5 +202,48 @@ mod tests {
         assert_eq!(before - blocks(), 1024 * 8);
         // To look at a hole is to fill it.
         assert_eq!(gone(&mem), (512..1536).collect::<Vec<_>>());
+    }
+
+    /// Two regions with a hole between them, and the first and last page of each.
+    const REGIONS: [(u64, u64); 2] = [(3, 16), (20, 31)];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        /// If it fails, the guest loses a page that it did not give away, or the host gets one back
+        /// too few.
+        #[test]
+        fn the_pages_that_are_given_back_are_those_of_the_guest(
+            runs in proptest::collection::vec(
+                (prop_oneof![0..40u32, Just(u32::MAX), any::<u32>()],
+                 prop_oneof![0..8u32, Just(u32::MAX), any::<u32>()]),
+                0..4,
+            ),
+        ) {
+            let region = |(first, last): (u64, u64)| {
+                let len = usize::try_from((last - first + 1) * PAGE).unwrap();
+                let region = MmapRegion::new(len).unwrap();
+                GuestRegionMmap::new(region, GuestAddress(first * PAGE)).unwrap()
+            };
+            let mem = GuestMemory::from_regions(REGIONS.map(region).into()).unwrap();
+            let all = || (0..40).map(|page| (page, GuestAddress(page * PAGE)));
+            let pages = || all().filter(|(_, at)| mem.address_in_range(*at));
+            for (_, at) in pages() {
+                mem.write_slice(&[1; 4096], at).unwrap();
+            }
+            let discarder = Discarder::new(mem.clone());
+            for (first, count) in &runs {
+                discarder.pages(*first, *count);
+            }
+            for (page, at) in pages() {
+                let mut data = [7; 4096];
+                mem.read_slice(&mut data, at).unwrap();
+                let is_given = runs.iter().any(|(first, count)| {
+                    let first = u64::from(*first);
+                    (first..first + u64::from(*count)).contains(&page)
+                });
+                prop_assert_eq!(data, [u8::from(!is_given); 4096], "page {}", page);
+            }
+        }
     }
 }

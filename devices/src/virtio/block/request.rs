@@ -316,3 +316,6 @@ fn segment(buffers: &mut Buffers) -> Option<Segment> {
         flags: flags.into(),
     })
 }
+
+#[cfg(test)]
+mod tests;
