@@ -20,20 +20,21 @@ fn used(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// If it fails, guests see disks in another order, without serial number, or with another mode; or
-/// what they discard stays on the host's disk.
+/// If it fails, guests see disks in another order, without serial number, or with another mode or
+/// number of queues, or the queues have no threads; or what guests discard stays on the host's disk.
 #[test]
 fn disks_are_as_configured() {
     let dir = TempDir::new("disks");
     let (data, shared) = (image(&dir, "data", 64), image(&dir, "shared", 8));
     let args = format!(
-        "--disk path={},id=data-1 --disk path={},ro,id=twenty-bytes-of-text",
+        "--cpus 2 --disk path={},id=data-1,queues=2 --disk path={},ro,id=twenty-bytes-of-text,iothread=on",
         data.display(),
         shared.display()
     );
     let script = r#"
         cd /sys/block
         echo "data $(cat vdc/serial) $(cat vdc/ro) $(cat vdc/size)."
+        echo "queues $(ls vdc/mq | wc -l)."
         echo "shared $(cat vdd/serial) $(cat vdd/ro) $(cat vdd/size)."
         echo x 2>/dev/null >/dev/vdd && echo "vdd was written"
         dd if=/dev/urandom of=/dev/vdc bs=1M count=16 seek=8 conv=fsync 2>/dev/null
@@ -41,6 +42,9 @@ fn disks_are_as_configured() {
         blkdiscard /dev/vdc && echo discarded"#;
     let mut vm = Vm::script(&dir, &args, script);
     vm.wait_for("data data-1 0 131072.");
+    vm.wait_for("queues 2.");
+    let workers = host(&format!("grep -h block /proc/{}/task/*/comm", vm.pid()));
+    assert_eq!(workers.lines().count(), 3, "{workers}");
     vm.wait_for("shared twenty-bytes-of-text 1 16384.");
     vm.wait_for("written");
     assert!(used(&data) >= 16 << 20, "{} bytes", used(&data));

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::block::{Loop, image};
 use crate::harness::{End, TempDir, Vm, host};
@@ -168,4 +169,44 @@ fn rate_limits() {
         "{write} writes in a second"
     );
     vm.end().expect(0);
+}
+
+/// If it fails, data that comes from the disk itself, not from the host's page cache, is not what
+/// was written, or its requests are forgotten.
+#[test]
+fn cold_cache() {
+    let dir = TempDir::new("cold");
+    let image_of_ext4 = image(&dir, "ext4.img", 64);
+    host(&format!("mkfs.ext4 -q {}", image_of_ext4.display()));
+    let ext4 = Mount::new(
+        &dir,
+        "ext4",
+        &format!("-o loop {}", image_of_ext4.display()),
+    );
+    let disk = ext4.0.join("disk");
+    File::create(&disk).unwrap();
+    set_len(&disk, 32);
+    let script = r#"
+        fio --name=verify --filename=/dev/vdc --rw=randrw --bsrange=4k-256k --size=24m --loops=3 \
+            --ioengine=libaio --iodepth=32 --direct=1 --verify=crc32c --verify_fatal=1 --fsync=32 \
+            --eta=never --output=/tmp/fio || { cat /tmp/fio; exit 1; }"#;
+    let args = format!("--cpus 2 --disk path={},queues=2", disk.display());
+    let vm = Vm::debian(&dir, &args, script);
+    let is_running = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Two minutes at most, should the test fail.
+            for _ in 0..2400 {
+                if !is_running.load(Ordering::Relaxed) {
+                    break;
+                }
+                fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        });
+        let end = vm.end();
+        is_running.store(false, Ordering::Relaxed);
+        assert_eq!(complaints(&end, &disk), 0, "{}", end.log);
+        end.expect(0);
+    });
 }

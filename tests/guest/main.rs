@@ -18,5 +18,6 @@ mod memory;
 mod net;
 mod pmem;
 mod rng;
+mod storm;
 mod terminal;
 mod vsock;
