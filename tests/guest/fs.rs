@@ -95,6 +95,27 @@ fn a_source_tree_is_worked_on() {
     ));
 }
 
+/// If it fails, a driver that lets go of the device and takes it up again finds it dead, or with old
+/// queues.
+#[test]
+fn a_driver_comes_and_goes() {
+    let dir = TempDir::new("fs-rebind");
+    let shared = dir.join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "still here").unwrap();
+    let args = format!("--fs tag=data,path={}", shared.display());
+    let script = r#"
+        set -e
+        cd /sys/bus/virtio/drivers/virtiofs; device=$(echo virtio*)
+        for i in 1 2 3 4 5; do
+            mount -t virtiofs data /mnt; cat /mnt/file; echo $i >/mnt/$i; umount /mnt
+            echo $device >unbind; echo $device >bind
+        done"#;
+    let end = Vm::script(&dir, &args, script).end().expect(0);
+    assert_eq!(end.console.matches("still here").count(), 5);
+    assert!(shared.join("5").exists());
+}
+
 /// If it fails, a guest reaches files of the host that nobody gave it.
 #[test]
 fn the_guest_stays_in_its_directory() {
