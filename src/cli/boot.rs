@@ -20,7 +20,9 @@ Examples:
     cofferdam boot --kernel vmlinux --rootfs disk.ext4 --cpus 2 --memory 1G
   A distribution's kernel with its initrd and a data disk:
     cofferdam boot --kernel vmlinuz --initrd initrd.img --disk path=data.img,id=data
-  With a network (the tap is made if it is not there):
+  With a network that takes no privilege, and port 8080 of the host for the guest's port 80:
+    cofferdam boot --net passt,publish=8080:80
+  On a tap (it is made if it is not there):
     cofferdam boot --net tap=tap0,mac=02:00:00:00:00:01
   With a directory of the host (in the guest: mount -t virtiofs data /mnt):
     cofferdam boot --fs tag=data,path=/srv/data
@@ -64,8 +66,9 @@ pub struct Args {
     /// Image whose pages the guest maps (repeatable): file=PATH[,ro]
     #[arg(long = "pmem", value_name = "file=PATH[,ro]", value_parser = pmem, help_heading = DEVICES)]
     pmems: Vec<PmemConfig>,
-    /// Network interface (repeatable): tap=NAME or fd=N, then [,mac=ADDRESS][,mtu=BYTES]
-    #[arg(long = "net", value_name = "tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
+    /// Network interface (repeatable): passt[,publish=HOST:GUEST[/udp][+…]], tap=NAME or fd=N, then
+    /// [,queues=N][,mac=ADDRESS][,mtu=BYTES][,rate_limit.rx|tx.bytes_per_second=BYTES]
+    #[arg(long = "net", value_name = "passt|tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
     nets: Vec<NetConfig>,
     /// Directory that the guest mounts by its tag (repeatable): tag=NAME,path=DIR[,ro][,name=NAME],
     /// or tag=NAME,socket=PATH for another file-system daemon

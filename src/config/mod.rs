@@ -34,7 +34,7 @@ pub use disk::{Cache, DiskConfig, DiskRateLimit, Engine};
 pub use fs::FsConfig;
 pub use log::{LogConfig, LogLevel};
 pub use memory::{HugePages, MemoryConfig};
-pub use net::NetConfig;
+pub use net::{MAX_NET_QUEUES, NetConfig, NetRateLimit, PASST_MTU, Publish, Transport};
 pub use options::{OptionsError, parse_options};
 pub use pmem::PmemConfig;
 pub use rate_limit::RateLimitConfig;
@@ -151,9 +151,27 @@ pub enum ConfigError {
         /// Its id.
         id: String,
     },
-    /// Neither a tap nor a descriptor, or both.
-    #[error("net: give each interface either tap=NAME or fd=N")]
-    Tap,
+    /// No host's side, or two of them.
+    #[error("net: give each interface either tap=NAME, fd=N or passt")]
+    Net,
+    /// Not a port to publish.
+    #[error(
+        "publish: expected [ADDRESS:]HOST:GUEST[/tcp|/udp], as 8080:80 or 127.0.0.1:5353:53/udp, \
+         not {0:?}"
+    )]
+    Publish(String),
+    /// Only passt publishes ports.
+    #[error("net: publish is for passt; a guest on a tap has an address of its own")]
+    PublishTap,
+    /// Too few or too many queues.
+    #[error("net: queues: an interface has 1 to {MAX_NET_QUEUES}, not {0}")]
+    NetQueues(u16),
+    /// Only a tap that we open ourselves has several queues.
+    #[error("net: several queues are for tap=NAME")]
+    QueuesTap,
+    /// An MTU that passt does not take.
+    #[error("net: passt takes an MTU of 1280 to {PASST_MTU}, not {0}")]
+    PasstMtu(u16),
     /// Not a MAC address.
     #[error("net")]
     Mac(#[from] MacError),

@@ -119,6 +119,8 @@ fn value_of(key: &str, value: &str) -> Result<Value, OptionsError> {
         ("ro" | "iothread", "off" | "false") => Ok(false.into()),
         ("ro" | "iothread", _) => Err(bad("on or off")),
         (_, "") => Err(bad("something behind the =")),
+        // The one list there is.
+        ("publish", _) => Ok(value.split('+').collect()),
         _ => Ok(value.into()),
     }
 }
@@ -158,6 +160,10 @@ mod tests {
         let limit = parse_options::<RngConfig>(text, None).unwrap().rate_limit;
         let bytes = limit.bytes_per_second.map(ByteSize::bytes);
         assert_eq!((bytes, limit.ops_burst), (Some(1024), Some(7)));
+        let net: NetConfig = parse_options("passt,publish=8080:80+53:5353/udp", None).unwrap();
+        let ports: Vec<_> = net.publish.iter().map(ToString::to_string).collect();
+        assert!(net.passt);
+        assert_eq!(ports, ["8080:80/tcp", "53:5353/udp"]);
     }
 
     /// If it fails, a misspelt option is ignored.

@@ -5,6 +5,7 @@ mod devices;
 mod kvm;
 mod lifecycle;
 mod memory;
+mod passt;
 mod prefault;
 mod root;
 mod signals;

@@ -16,6 +16,7 @@ mod kernels;
 mod life;
 mod memory;
 mod net;
+mod passt;
 mod pmem;
 mod rng;
 mod storm;

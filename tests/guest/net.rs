@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use crate::harness::{PROGRAM, TempDir, Vm, host, script_args, wait_until};
 
@@ -141,4 +143,111 @@ fn on_taps_that_are_there() {
     vm.end().expect(0);
     assert!(exists("cofnamed") && !exists("cofopen"));
     host("ip link delete cofnamed");
+}
+
+/// Bytes a second that arrive when the host's iperf3 talks to the guest's.
+fn throughput(options: &str) -> f64 {
+    let report = host(&format!("iperf3 -J -t 8 {options}"));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    report["end"]["sum_received"]["bits_per_second"]
+        .as_f64()
+        .unwrap()
+        / 8.0
+}
+
+/// If it fails, a guest sends or receives more than its limit, or much less.
+#[test]
+fn as_fast_as_the_limits_let_it() {
+    let dir = TempDir::new("netlimit");
+    let net = "--net tap=cofrate,rate_limit.rx.bytes_per_second=1M,\
+               rate_limit.tx.bytes_per_second=256K";
+    let script = "ip address add 10.77.4.2/24 dev eth0; ip link set eth0 up
+        iperf3 -s -D; sleep 1; echo ready; read line";
+    host("ip tuntap add cofrate mode tap; ip address add 10.77.4.1/24 dev cofrate");
+    host("ip link set cofrate up");
+    let mut vm = Vm::debian(&dir, net, script);
+    vm.wait_for("ready");
+    let rate = throughput("-c 10.77.4.2") / f64::from(1 << 20);
+    println!("to the guest: {rate:.3} of the limit");
+    assert!((0.9..1.1).contains(&rate), "{rate:.3} of the limit");
+    // An emulated guest's TCP does not always have a frame ready when the limit has room for one.
+    let rate = throughput("-c 10.77.4.2 -R") / f64::from(256 << 10);
+    println!("from the guest: {rate:.3} of the limit");
+    assert!((0.1..1.1).contains(&rate), "{rate:.3} of the limit");
+    vm.type_text("\n");
+    vm.end().expect(0);
+    host("ip link delete cofrate");
+}
+
+/// If it fails, a guest with several vCPUs sends through one queue, some of its queues are dead, or a
+/// driver that comes and goes under load leaks what the monitor has, or loses its network.
+#[test]
+fn on_several_queues_whose_driver_comes_and_goes() {
+    let dir = TempDir::new("netqueues");
+    let script = r#"
+        up() { ip address add 10.77.5.2/24 dev eth0; ip link set eth0 up; }
+        device=$(basename "$(readlink -f /sys/class/net/eth0/device)")
+        echo "queues $(ls /sys/class/net/eth0/queues | xargs)."
+        up; iperf3 -s -D; sleep 1; echo ready; read line
+        cd /sys/bus/virtio/drivers/virtio_net
+        for i in $(seq 200); do
+            echo "$device" >unbind; echo "$device" >bind; up
+        done
+        echo again; read line"#;
+    host("ip tuntap add cofqueues mode tap multi_queue; ip address add 10.77.5.1/24 dev cofqueues");
+    host("ip link set cofqueues up");
+    let mut vm = Vm::debian(&dir, "--cpus 2 --net tap=cofqueues,queues=2", script);
+    vm.wait_for("queues rx-0 rx-1 tx-0 tx-1.");
+    vm.wait_for("ready");
+    for options in ["-P 4", "-P 4 -R"] {
+        let rate = throughput(&format!("-c 10.77.5.2 {options}"));
+        println!("{options}: {rate:.0} bytes/s");
+        assert!(rate > 0.0);
+    }
+    let held = |what: &str| {
+        fs::read_dir(format!("/proc/{}/{what}", vm.pid()))
+            .unwrap()
+            .count()
+    };
+    let before = [held("fd"), held("task")];
+    let flood = Command::new("sh")
+        .args([
+            "-c",
+            "exec ping -q -i 0.002 -s 1000 10.77.5.2 >/dev/null 2>&1",
+        ])
+        .spawn();
+    vm.type_text("\n");
+    vm.wait_for("again");
+    flood.unwrap().kill().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let held = |what: &str| {
+        fs::read_dir(format!("/proc/{}/{what}", vm.pid()))
+            .unwrap()
+            .count()
+    };
+    assert_eq!([held("fd"), held("task")], before);
+    host("ping -c 3 -i 0.2 -W 10 10.77.5.2");
+    vm.type_text("\n");
+    let log = vm.end().expect(0).log;
+    assert!(!log.contains("until it is reset"), "{log}");
+    host("ip link delete cofqueues");
+}
+
+/// If it fails, a guest does not see that its tap was deleted, or the log is full of it.
+#[test]
+fn on_a_tap_that_is_deleted() {
+    let dir = TempDir::new("deletedtap");
+    let script = r#"
+        ip address add 10.77.6.2/24 dev eth0; echo "carrier $(cat /sys/class/net/eth0/carrier)."
+        (while true; do ping -c 1 -w 1 10.77.6.1 >/dev/null; done) &
+        while [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
+        echo "link down"; sleep 1"#;
+    host("ip tuntap add cofgone mode tap; ip link set cofgone up");
+    let mut vm = Vm::script(&dir, "--net tap=cofgone", script);
+    vm.wait_for("carrier 1.");
+    host("ip link delete cofgone");
+    vm.wait_for("link down");
+    let log = vm.end().expect(0).log;
+    let told = log.matches("tap cofgone is gone: the guest's link is down");
+    assert_eq!(told.count(), 1, "{log}");
 }

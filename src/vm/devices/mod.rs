@@ -38,6 +38,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Subscriber;
 use super::lifecycle::Stopper;
+use super::passt::PasstError;
 use super::worker::Worker;
 use crate::arch::layout;
 use crate::config::{ConfigError, VmConfig};
@@ -127,6 +128,9 @@ pub enum DeviceError {
     /// The sockets cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// passt cannot be used.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// A device is not described right.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -3,31 +3,65 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use cofferdam_devices::virtio::net::{MacAddress, Net, Tap, TapError};
+use cofferdam_devices::virtio::net::{Backend, MacAddress, Net, NetOptions, Tap, TapError};
 
 use super::{DeviceError, Devices};
-use crate::config::{ConfigError, NetConfig};
+use crate::config::{ConfigError, NetConfig, PASST_MTU};
+use crate::vm::passt::Passt;
 
 impl Devices<'_> {
     pub(super) fn add_net(&mut self, config: &NetConfig) -> Result<(), DeviceError> {
-        let tap = match (&config.tap, config.fd) {
-            (Some(name), _) => match Tap::attach(name) {
-                Err(TapError::Missing(_)) => Tap::create(name, config.mtu)?,
-                tap => tap?,
-            },
-            (None, Some(fd)) => Tap::from_fd(inherited(fd)?).map_err(|error| match error {
-                // The user knows the descriptor that was copied, not the copy.
-                TapError::Inherited(_) => TapError::Inherited(fd),
-                error => error,
-            })?,
-            (None, None) => return Err(ConfigError::Tap.into()),
-        };
         let mac = match config.mac_address()? {
             Some(mac) => mac,
             None => MacAddress::random().map_err(DeviceError::Random)?,
         };
-        log::info!("net: tap {}, the guest's MAC address is {mac}", tap.name());
-        self.add_virtio("net", Arc::new(Mutex::new(Net::new(tap, mac, config.mtu))))
+        let (backends, mtu) = match config.passt {
+            true => {
+                let mtu = config.mtu.unwrap_or(PASST_MTU);
+                let (passt, stream) = Passt::start(&config.publish, mtu)?;
+                self.subscribers.push(Arc::new(Mutex::new(passt)));
+                (vec![stream.into()], Some(mtu))
+            }
+            false => {
+                let taps = taps(config)?.into_iter();
+                (taps.map(Backend::from).collect(), config.mtu)
+            }
+        };
+        if let Some(backend) = backends.first() {
+            log::info!("net: {backend}, the guest's MAC address is {mac}");
+        }
+        let options = NetOptions {
+            mac,
+            mtu,
+            limits: config.rate_limit.limits()?,
+        };
+        let net = Net::new(backends, &options).map_err(DeviceError::Timer)?;
+        self.add_virtio("net", Arc::new(Mutex::new(net)))
+    }
+}
+
+/// The interface's tap, once for each queue.
+fn taps(config: &NetConfig) -> Result<Vec<Tap>, DeviceError> {
+    let queues = config.queues.unwrap_or(1);
+    let attach = |name| match queues {
+        1 => Tap::attach(name).map(|tap| vec![tap]),
+        _ => Tap::attach_queues(name, queues),
+    };
+    let create = |name| match queues {
+        1 => Tap::create(name, config.mtu).map(|tap| vec![tap]),
+        _ => Tap::create_queues(name, config.mtu, queues),
+    };
+    match (&config.tap, config.fd) {
+        (Some(name), _) => match attach(name) {
+            Err(TapError::Missing(_)) => Ok(create(name)?),
+            taps => Ok(taps?),
+        },
+        (None, Some(fd)) => match Tap::from_fd(inherited(fd)?) {
+            // The user knows the descriptor that was copied, not the copy.
+            Err(TapError::Inherited(_)) => Err(TapError::Inherited(fd).into()),
+            tap => Ok(vec![tap?]),
+        },
+        (None, None) => Err(ConfigError::Net.into()),
     }
 }
 

@@ -1,11 +1,10 @@
-//! From the tap to the guest: each frame comes into guest memory by one readv.
+//! From the host to the guest: each frame comes into guest memory by one readv.
 //!
-//! The tap does not say how long the next frame is, so there must be room for the longest before
+//! A tap does not say how long the next frame is, so there must be room for the longest before
 //! it is read. The buffers for that are taken from the ring ahead and kept from frame to frame.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd};
 
 use super::BUDGET;
 use super::link::Link;
@@ -34,13 +33,17 @@ pub(super) struct Rx {
     held: VecDeque<Chain>,
     /// Bytes in all of them.
     room: usize,
+    /// Bytes of room that the next frame may take.
+    need: usize,
     /// No system call takes more pieces than they have.
     is_full: bool,
+    /// The length of the frame in the first of them, which the rate limit holds back.
+    limited: Option<usize>,
     /// Chains to be filled again.
     spare: Vec<Chain>,
-    /// Room for the longest frame was lacking, and the driver was asked to kick.
+    /// Room for the next frame was lacking, and the driver was asked to kick.
     is_starved: bool,
-    /// Even after its last kick the driver gave less room than the longest frame takes: it must
+    /// Even after its last kick the driver gave less room than the next frame takes: it must
     /// know what it does, and frames are read into what there is.
     is_sparse: bool,
     /// The next kick is our own.
@@ -54,7 +57,9 @@ impl Rx {
             shape,
             held: VecDeque::new(),
             room: 0,
+            need: shape.longest,
             is_full: false,
+            limited: None,
             spare: Vec::new(),
             is_starved: true,
             is_sparse: false,
@@ -62,9 +67,9 @@ impl Rx {
         }
     }
 
-    /// The queue, to be stopped.
-    pub(super) fn queue(&mut self) -> &mut VirtQueue {
-        &mut self.queue
+    /// Stops the device if `result` says that the ring is broken; false if so.
+    pub(super) fn stop_on(&mut self, result: Result<(), QueueError>) -> bool {
+        result.inspect_err(|error| self.queue.fail(error)).is_ok()
     }
 
     /// The driver gave buffers.
@@ -88,8 +93,19 @@ impl Rx {
     pub(super) fn run(&mut self, link: &mut Link) -> Result<(), QueueError> {
         let mut pieces = Vec::new();
         let mut used = Vec::new();
+        if let Some(len) = self.limited.take()
+            && !self.accept(len, link, &mut used)?
+        {
+            return self.queue.signal();
+        }
         for _ in 0..BUDGET {
+            match link.backend.next_frame(self.shape.longest) {
+                Ok(need) => self.need = need,
+                Err(e) if Self::is_over(link, &e) => return self.queue.signal(),
+                Err(_) => continue,
+            }
             self.refill()?;
+            self.is_sparse &= self.is_short();
             if self.is_short() && (self.held.is_empty() || !self.is_sparse) {
                 self.is_starved = true;
                 if self.queue.enable_kicks()? {
@@ -97,18 +113,15 @@ impl Rx {
                 }
                 return self.queue.signal();
             }
-            match self.read_frame(link, &mut pieces) {
+            match link.backend.receive(&self.held, self.room, &mut pieces) {
                 Ok(len) => {
                     link.worked();
-                    self.deliver(len, link, &mut used)?;
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => {
-                    if e.kind() != ErrorKind::WouldBlock {
-                        link.failed(&e);
+                    if !self.accept(len, link, &mut used)? {
+                        return self.queue.signal();
                     }
-                    return self.queue.signal();
                 }
+                Err(e) if Self::is_over(link, &e) => return self.queue.signal(),
+                Err(_) => {}
             }
         }
         self.queue.signal()?;
@@ -117,15 +130,25 @@ impl Rx {
         Ok(())
     }
 
-    /// Whether a frame of the longest kind may not fit.
+    /// Whether there is nothing more to receive for now, as `error` says.
+    fn is_over(link: &mut Link, error: &io::Error) -> bool {
+        match error.kind() {
+            ErrorKind::Interrupted => return false,
+            ErrorKind::WouldBlock => {}
+            _ => link.failed(error),
+        }
+        true
+    }
+
+    /// Whether the next frame may not fit.
     fn is_short(&self) -> bool {
         match self.shape.is_mergeable {
-            true => self.room < self.shape.longest && !self.is_full,
+            true => self.room < self.need && !self.is_full,
             false => self.held.is_empty(),
         }
     }
 
-    /// Takes chains from the ring until there is room for the longest frame, or no chain.
+    /// Takes chains from the ring until there is room for the next frame, or no chain.
     fn refill(&mut self) -> Result<(), QueueError> {
         // A bound for a driver that gives useless chains as fast as they are refused.
         for _ in 0..=self.queue.size() {
@@ -165,30 +188,24 @@ impl Rx {
         self.held.iter().map(pieces).sum()
     }
 
-    /// Reads a frame into the chains that are held. A length over their room says that it did not
-    /// fit. `pieces` is scratch.
-    fn read_frame(&self, link: &Link, pieces: &mut Vec<libc::iovec>) -> io::Result<usize> {
-        // A tap cuts a frame that does not fit, silently. A byte of ours at the end tells.
-        let mut overflow = 0u8;
-        pieces.clear();
-        for chain in &self.held {
-            pieces.extend_from_slice(chain.writable.iovecs());
+    /// Hands a frame of `len` bytes that was received to the driver, or drops it; false if the rate
+    /// limit holds it back, and what comes after it.
+    fn accept(
+        &mut self,
+        len: usize,
+        link: &mut Link,
+        used: &mut Vec<(u16, u32)>,
+    ) -> Result<bool, QueueError> {
+        let bytes = u64::try_from(len.saturating_sub(HEADER)).unwrap_or(u64::MAX);
+        if len <= self.room
+            && let Some(limiter) = &mut link.limiters.rx
+            && !limiter.admit(bytes)
+        {
+            self.limited = Some(len);
+            return Ok(false);
         }
-        pieces.push(libc::iovec {
-            iov_base: (&raw mut overflow).cast(),
-            iov_len: 1,
-        });
-        // `refill` keeps them below MAX_PIECES.
-        let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: `count` counts the pieces; all but the last lie in guest memory that the chains
-        // keep mapped, the last is `overflow`, which lives during the call.
-        let len = unsafe { libc::readv(link.tap.as_fd().as_raw_fd(), pieces.as_ptr(), count) };
-        match usize::try_from(len) {
-            // A tap has no empty frames: this is the end of something that somebody gave us for one.
-            Ok(0) => Err(io::Error::from_raw_os_error(libc::EBADFD)),
-            Ok(len) => Ok(len),
-            Err(_) => Err(io::Error::last_os_error()),
-        }
+        self.deliver(len, link, used)?;
+        Ok(true)
     }
 
     /// Hands the chains that `len` bytes went into to the driver. `used` is scratch.
@@ -221,7 +238,12 @@ impl Rx {
         }
         if let Some(mut chain) = first {
             let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
-            chain.writable.advance(NUM_BUFFERS);
+            match link.backend.writes_header() {
+                true => chain.writable.advance(NUM_BUFFERS),
+                false => {
+                    chain.writable.write(&[0; NUM_BUFFERS]);
+                }
+            }
             chain.writable.write(&count.to_le_bytes());
             self.spare.push(chain);
         }

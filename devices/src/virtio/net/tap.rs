@@ -1,5 +1,6 @@
 //! A tap: an Ethernet interface of the host whose other end is a file descriptor.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,6 +12,9 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
+
+use super::backend::read_into;
+use crate::virtio::{Buffers, Chain};
 
 /// Bytes of the header before each frame: `virtio_net_hdr_v1` (virtio 1.2, section 5.1.6).
 pub(super) const HEADER: usize = 12;
@@ -27,6 +31,9 @@ const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 const SIOCGIFFLAGS: c_ulong = 0x8913;
 const SIOCSIFFLAGS: c_ulong = 0x8914;
 const SIOCSIFMTU: c_ulong = 0x8922;
+const TUNSETQUEUE: c_ulong = 0x4004_54d9;
+const IFF_ATTACH_QUEUE: c_int = 0x200;
+const IFF_DETACH_QUEUE: c_int = 0x400;
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,12 @@ pub enum TapError {
     /// An interface of another kind.
     #[error("{0} is not a tap that we can use: a tun, a multi-queue tap, or no tap at all")]
     Kind(String),
+    /// A tap of one queue, where several are asked for.
+    #[error(
+        "{0} is not a tap of several queues: make it with \
+         `ip tuntap add {0} mode tap multi_queue user $USER`"
+    )]
+    Queues(String),
     /// An inherited descriptor that is not a tap, or one of the wrong flags.
     #[error("file descriptor {0} is not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
     Inherited(i32),
@@ -132,6 +145,8 @@ pub struct Tap {
     name: String,
     /// The TUN_F_* that the kernel knows.
     offloads: u32,
+    /// One of several queues of its interface.
+    is_multi_queue: bool,
     #[cfg(any(test, fuzzing))]
     is_fake: bool,
 }
@@ -143,9 +158,41 @@ impl Tap {
         if exists(pattern)? {
             return Err(TapError::Exists(pattern.to_owned()));
         }
-        let tap = Self::open(pattern)?;
+        let tap = Self::open(pattern, FLAGS)?;
         tap.bring_up(mtu)?;
         Ok(tap)
+    }
+
+    /// As [`Self::create`], with several queues: one `Tap` for each.
+    pub fn create_queues(
+        pattern: &str,
+        mtu: Option<u16>,
+        queues: u16,
+    ) -> Result<Vec<Self>, TapError> {
+        if exists(pattern)? {
+            return Err(TapError::Exists(pattern.to_owned()));
+        }
+        let first = Self::open(pattern, FLAGS | libc::IFF_MULTI_QUEUE)?;
+        let name = first.name.clone();
+        let mut taps = vec![first];
+        for _ in 1..queues {
+            taps.push(Self::open(&name, FLAGS | libc::IFF_MULTI_QUEUE)?);
+        }
+        taps[0].bring_up(mtu)?;
+        Ok(taps)
+    }
+
+    /// Attaches to the tap `name`, which an administrator made with `multi_queue`: one `Tap` for
+    /// each of `queues` queues.
+    pub fn attach_queues(name: &str, queues: u16) -> Result<Vec<Self>, TapError> {
+        if !exists(name)? {
+            return Err(TapError::Missing(name.to_owned()));
+        }
+        let open = |_| match Self::open(name, FLAGS | libc::IFF_MULTI_QUEUE) {
+            Err(TapError::Kind(name)) => Err(TapError::Queues(name)),
+            tap => tap,
+        };
+        (0..queues).map(open).collect()
     }
 
     /// Attaches to the tap `name`, which an administrator made.
@@ -154,7 +201,7 @@ impl Tap {
         if !exists(name)? {
             return Err(TapError::Missing(name.to_owned()));
         }
-        Self::open(name)
+        Self::open(name, FLAGS)
     }
 
     /// Takes over a tap (or macvtap) that whoever started us has opened.
@@ -180,8 +227,8 @@ impl Tap {
         Self::set_up(File::from(fd), name)
     }
 
-    fn open(name: &str) -> Result<Self, TapError> {
-        let mut request = Request::new(name)?.with_value(FLAGS);
+    fn open(name: &str, flags: c_int) -> Result<Self, TapError> {
+        let mut request = Request::new(name)?.with_value(flags);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -200,7 +247,9 @@ impl Tap {
                     source,
                 },
             })?;
-        Self::set_up(file, request.name())
+        let mut tap = Self::set_up(file, request.name())?;
+        tap.is_multi_queue = flags & libc::IFF_MULTI_QUEUE != 0;
+        Ok(tap)
     }
 
     fn set_up(file: File, name: String) -> Result<Self, TapError> {
@@ -217,6 +266,7 @@ impl Tap {
             file,
             name,
             offloads: 0,
+            is_multi_queue: false,
             #[cfg(any(test, fuzzing))]
             is_fake: false,
         };
@@ -270,6 +320,28 @@ impl Tap {
         self.ioctl_offload(offloads & self.offloads)
     }
 
+    /// Whether the kernel gives this queue of the interface its share of the frames. A tap of one
+    /// queue always has all of them.
+    pub(super) fn set_attached(&self, is_attached: bool) -> io::Result<()> {
+        if !self.is_multi_queue {
+            return Ok(());
+        }
+        let flag = match is_attached {
+            true => IFF_ATTACH_QUEUE,
+            false => IFF_DETACH_QUEUE,
+        };
+        let mut request = Request {
+            name: [0; NAME_MAX + 1],
+            value: [0; 24],
+        }
+        .with_value(flag);
+        match request.ioctl(&self.file, TUNSETQUEUE) {
+            // It is so already.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+
     fn ioctl_offload(&self, offloads: u32) -> io::Result<()> {
         #[cfg(any(test, fuzzing))]
         if self.is_fake {
@@ -279,6 +351,33 @@ impl Tap {
         result(unsafe { ioctl_with_val(&self.file, libc::TUNSETOFFLOAD, offloads.into()) })
     }
 
+    /// Reads a frame: see [`Backend::receive`](super::backend::Backend::receive).
+    pub(super) fn receive(
+        &self,
+        chains: &VecDeque<Chain>,
+        pieces: &mut Vec<libc::iovec>,
+    ) -> io::Result<usize> {
+        // A tap cuts a frame that does not fit, silently. A byte of ours at the end tells.
+        let mut overflow = [0];
+        match read_into(
+            self.as_raw_fd(),
+            chains,
+            0,
+            usize::MAX,
+            &mut overflow,
+            pieces,
+        )? {
+            // A tap has no empty frames: this is the end of what somebody gave us for one.
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            len => Ok(len),
+        }
+    }
+
+    /// Sends a frame, whole or not at all.
+    pub(super) fn send(&self, frame: &mut Buffers) -> io::Result<()> {
+        frame.write_to(self.as_fd()).map(|_| ())
+    }
+
     /// Something else that keeps frames apart and can play a tap, with all offloads.
     #[cfg(any(test, fuzzing))]
     pub fn fake(fd: OwnedFd) -> Self {
@@ -286,6 +385,7 @@ impl Tap {
             file: File::from(fd),
             name: "fake".to_owned(),
             offloads: libc::TUN_F_CSUM | TSO | USO,
+            is_multi_queue: false,
             is_fake: true,
         }
     }
@@ -301,15 +401,6 @@ impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
-}
-
-/// Whether an error of a read or write says that the tap is down or gone, rather than that it does
-/// not like a frame.
-pub(super) fn is_down(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EIO | libc::ENETDOWN | libc::EBADFD | libc::ENODEV)
-    )
 }
 
 /// Brings the interface that `request` names up, or down.

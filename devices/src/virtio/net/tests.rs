@@ -1,3 +1,6 @@
+mod queues;
+mod stream;
+
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
@@ -19,8 +22,17 @@ fn pair() -> (Tap, OwnedFd) {
     (Tap::fake(ours), host)
 }
 
+fn with_mtu(backend: impl Into<Backend>, mtu: Option<u16>) -> Net {
+    let options = NetOptions {
+        mac: MAC.parse().unwrap(),
+        mtu,
+        limits: NetLimits::default(),
+    };
+    Net::new(vec![backend.into()], &options).unwrap()
+}
+
 fn net(tap: Tap) -> Net {
-    Net::new(tap, MAC.parse().unwrap(), None)
+    with_mtu(tap, None)
 }
 
 fn started(features: u64) -> (MockDriver<Net>, OwnedFd) {
@@ -66,7 +78,7 @@ fn dropped(driver: &MockDriver<Net>) -> (u64, u64) {
 #[test]
 fn the_driver_is_told_address_mtu_and_link() {
     let (tap, _host) = pair();
-    let device = Net::new(tap, MAC.parse().unwrap(), Some(9000));
+    let device = with_mtu(tap, Some(9000));
     let mut driver = MockDriver::started(device, u64::MAX);
     assert_eq!(
         driver.config(0, 14),

@@ -1,7 +1,6 @@
-//! From the guest to the tap: each frame goes from guest memory by one writev.
+//! From the guest to the host: each frame goes from guest memory by one system call.
 
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
 
 use super::link::Link;
 use super::{BUDGET, MAX_FRAME};
@@ -13,8 +12,18 @@ use crate::virtio::{Chain, QueueError, VirtQueue};
 pub(super) struct Tx {
     queue: VirtQueue,
     chain: Chain,
-    /// The tap was full; the event loop says when it is not.
-    is_blocked: bool,
+    state: State,
+}
+
+/// What has become of the frame in `chain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It is gone, and the next may come.
+    Idle,
+    /// The rate limit holds it back; its timer says when to ask again.
+    Limited,
+    /// The host took it in part or not at all; the event loop says when it takes more.
+    Blocked,
 }
 
 impl Tx {
@@ -22,18 +31,23 @@ impl Tx {
         Self {
             chain: Chain::new(queue.memory()),
             queue,
-            is_blocked: false,
+            state: State::Idle,
         }
     }
 
-    /// The queue, to be stopped.
-    pub(super) fn queue(&mut self) -> &mut VirtQueue {
-        &mut self.queue
+    /// Stops the device if `result` says that the ring is broken; false if so.
+    pub(super) fn stop_on(&mut self, result: Result<(), QueueError>) -> bool {
+        result.inspect_err(|error| self.queue.fail(error)).is_ok()
     }
 
-    /// The tap may take frames again.
+    /// Whether a frame waits for the host.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.state == State::Blocked
+    }
+
+    /// The host may take frames again.
     pub(super) fn writable(&mut self, link: &mut Link) -> Result<(), QueueError> {
-        match self.is_blocked {
+        match self.is_blocked() {
             true => self.run(link),
             false => Ok(()),
         }
@@ -41,20 +55,18 @@ impl Tx {
 
     /// Sends what there is, up to a budget; then the queue kicks itself.
     pub(super) fn run(&mut self, link: &mut Link) -> Result<(), QueueError> {
-        self.is_blocked = false;
         self.queue.disable_kicks()?;
         for _ in 0..BUDGET {
-            if !self.queue.pop(&mut self.chain)? {
+            if self.state == State::Idle && !self.queue.pop(&mut self.chain)? {
                 self.queue.signal()?;
                 if self.queue.enable_kicks()? {
                     continue;
                 }
                 return Ok(());
             }
-            if !self.send(link) {
-                // Kicks stay off: there is nothing to do before the tap says so.
-                self.queue.undo_pop();
-                self.is_blocked = true;
+            self.state = self.advance(link);
+            if self.state != State::Idle {
+                // Kicks stay off: there is nothing to do before the host or the timer says so.
                 return self.queue.signal();
             }
             self.queue.complete(self.chain.head(), 0)?;
@@ -64,16 +76,36 @@ impl Tx {
         Ok(())
     }
 
-    /// Sends the frame in `chain`, or drops it; false if the tap is full.
+    /// Sends the frame in `chain` if it may go.
+    fn advance(&mut self, link: &mut Link) -> State {
+        // A frame that waits for the host has taken its share.
+        if self.state != State::Blocked
+            && let Some(limiter) = &mut link.limiters.tx
+        {
+            let len = self.chain.readable.len().saturating_sub(HEADER);
+            if !limiter.admit(u64::try_from(len).unwrap_or(u64::MAX)) {
+                return State::Limited;
+            }
+        }
+        match self.send(link) {
+            true => State::Idle,
+            false => State::Blocked,
+        }
+    }
+
+    /// Sends the frame in `chain`, or drops it; false if the host has no room.
     fn send(&mut self, link: &mut Link) -> bool {
+        let is_begun = self.is_blocked();
         let frame = &mut self.chain.readable;
-        if !(HEADER + 1..=MAX_FRAME).contains(&frame.len()) {
+        // A frame that was begun is finished, whatever its rest looks like.
+        let is_frame = is_begun || (HEADER + 1..=MAX_FRAME).contains(&frame.len());
+        if !is_frame || !link.is_up() {
             link.drop_sent();
             return true;
         }
         loop {
-            match frame.write_to(link.tap.as_fd()) {
-                Ok(_) => link.worked(),
+            match link.backend.send(frame) {
+                Ok(()) => link.worked(),
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
                 Err(e) => {
