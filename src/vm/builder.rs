@@ -160,13 +160,13 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
         prefault(&mem).map_err(|e| BuildError::Host("memory to prefault", e))?;
     }
     let (kernel, initrd) = image.load(&mem, &config.boot)?;
-    let vm = kvm::create_vm(&kvm, &mem, &config.cpus)?;
+    let vm = Arc::new(kvm::create_vm(&kvm, &mem, &config.cpus)?);
 
     let stopper = Stopper::new().map_err(|e| BuildError::Host("event descriptor", e))?;
     let power_button = event_fd()?;
     vm.register_irqfd(&power_button, layout::EVENT_GSI)
         .map_err(DeviceError::Irq)?;
-    let devices = Devices::build(config, &vm, &mem, &stopper)?;
+    let devices = Devices::build(config, vm.clone(), &mem, &stopper)?;
 
     let cmdline = command_line(config, &kernel, &devices)?;
     let rsdp = describe_hardware(config, &mem, &devices)?;

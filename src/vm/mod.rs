@@ -42,7 +42,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A VM, built and ready: it has not run an instruction yet.
 pub struct Vm {
     /// Held for its irqfds: closing it disconnects them, though the vCPUs would run on.
-    _fd: VmFd,
+    _fd: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
     workers: Vec<Worker>,
     buses: Arc<Buses>,

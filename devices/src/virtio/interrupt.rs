@@ -1,5 +1,6 @@
 //! How a device gets its driver's attention.
 
+use std::fmt;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_mmio as reg;
@@ -14,8 +15,31 @@ pub const CONFIG_CHANGE: u32 = 2;
 /// Bit of the device status: the device cannot go on.
 const NEEDS_RESET: u32 = virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
-/// A device's interrupt line: an irqfd, and the registers that tell the driver why it rang.
-/// Clones ring the same line.
+/// A line of the guest's interrupt controller, as the monitor hands it to a device.
+pub trait Line: fmt::Debug + Send + Sync {
+    /// Sends an edge.
+    fn ring(&self);
+
+    /// An event file descriptor that does the same for whoever writes to it, another process too. It
+    /// may take longer.
+    fn irqfd(&self) -> &EventFd;
+}
+
+/// An irqfd is a line by itself.
+impl Line for EventFd {
+    fn ring(&self) {
+        // The counter cannot overflow in practice (2^64 - 2 interrupts that KVM never took); if it
+        // did, an interrupt is pending anyway.
+        let _ = self.write(1);
+    }
+
+    fn irqfd(&self) -> &EventFd {
+        self
+    }
+}
+
+/// A device's interrupt: a line, and the registers that tell the driver why it rang. Clones ring the
+/// same line.
 ///
 /// While the device is active, InterruptStatus always says that a buffer was used: the line is the
 /// device's own and rings for nothing else but what the other bit says, so drivers that look at
@@ -23,29 +47,27 @@ const NEEDS_RESET: u32 = virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_R
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     registers: Registers,
-    irqfd: Arc<EventFd>,
+    line: Arc<dyn Line>,
 }
 
 impl Interrupt {
-    /// A line that rings `irqfd`, with its causes in `registers`.
-    pub fn new(irqfd: EventFd, registers: Registers) -> Self {
+    /// An interrupt on `line`, with its causes in `registers`.
+    pub fn new(line: impl Line + 'static, registers: Registers) -> Self {
         Self {
             registers,
-            irqfd: Arc::new(irqfd),
+            line: Arc::new(line),
         }
     }
 
     /// The event file descriptor that KVM turns into an interrupt. While the device is active,
     /// writing to it is all that "used buffers" needs: another process may do so.
     pub fn irqfd(&self) -> &EventFd {
-        &self.irqfd
+        self.line.irqfd()
     }
 
     /// Tells the driver that buffers were used.
     pub fn used_buffer(&self) {
-        // The counter cannot overflow in practice (2^64 - 2 interrupts that KVM never took); if it
-        // did, an interrupt is pending anyway.
-        let _ = self.irqfd.write(1);
+        self.line.ring();
     }
 
     /// Tells the driver that the device's configuration space changed; `config` is all of it as it
@@ -100,7 +122,7 @@ impl Interrupt {
     fn change(&self) {
         self.registers
             .set_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, CONFIG_CHANGE);
-        let _ = self.irqfd.write(1);
+        self.line.ring();
     }
 }
 

@@ -18,6 +18,7 @@ use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::interrupt::Line;
 use super::queue_config::QueueConfig;
 use super::registers::{CONFIG, PAGE_SIZE, Registers};
 use super::subscriber::Subscriber;
@@ -88,12 +89,12 @@ pub struct MmioTransport {
 
 impl MmioTransport {
     /// Puts `device` behind a page of registers. `name` is for messages; the device interrupts by
-    /// writing to `irqfd`.
+    /// ringing `line`.
     pub fn new(
         name: impl Into<String>,
         device: Arc<Mutex<dyn VirtioDevice>>,
         mem: GuestMemory,
-        irqfd: EventFd,
+        line: impl Line + 'static,
     ) -> Result<Self, MmioError> {
         let name = name.into();
         let registers = Registers::new();
@@ -123,7 +124,7 @@ impl MmioTransport {
             device,
             offered,
             mem,
-            interrupt: Interrupt::new(irqfd, registers.clone()),
+            interrupt: Interrupt::new(line, registers.clone()),
             registers,
             kicks,
             status: 0,

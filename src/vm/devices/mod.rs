@@ -5,6 +5,7 @@ mod balloon;
 mod console;
 mod disk;
 mod fs;
+mod irq_line;
 mod legacy;
 mod net;
 mod pmem;
@@ -36,6 +37,7 @@ use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use self::irq_line::IrqLine;
 use super::Subscriber;
 use super::lifecycle::Stopper;
 use super::passt::PasstError;
@@ -216,7 +218,7 @@ impl DeviceError {
 
 /// All devices of a VM that is being built.
 pub struct Devices<'a> {
-    vm: &'a VmFd,
+    vm: Arc<VmFd>,
     mem: &'a GuestMemory,
     /// The next memory slot of the VM; guest memory has the first ones.
     next_slot: u32,
@@ -252,15 +254,15 @@ impl<'a> Devices<'a> {
     /// Makes all devices that `config` asks for, in the guest's order.
     pub fn build(
         config: &VmConfig,
-        vm: &'a VmFd,
+        vm: Arc<VmFd>,
         mem: &'a GuestMemory,
         stopper: &Stopper,
     ) -> Result<Self, DeviceError> {
         let mut devices = Self {
+            has_read_only_slots: vm.check_extension(Cap::ReadonlyMem),
             vm,
             mem,
             next_slot: u32::try_from(mem.num_regions()).unwrap_or(u32::MAX),
-            has_read_only_slots: vm.check_extension(Cap::ReadonlyMem),
             ignored: event_fd()?,
             pio: Bus::new(),
             mmio: Bus::new(),
@@ -318,16 +320,12 @@ impl<'a> Devices<'a> {
         name: &'static str,
         device: Arc<Mutex<dyn VirtioDevice>>,
     ) -> Result<(), DeviceError> {
-        let irq = event_fd()?;
-        let line = irq.try_clone().map_err(DeviceError::EventFd)?;
-        let transport = MmioTransport::new(name, device, self.mem.clone(), irq)?;
         // The configuration is bounded by the interrupt lines there are.
         let at = u32::try_from(self.virtio.len()).unwrap_or_default();
         let base = layout::VIRTIO_MMIO + at * layout::VIRTIO_MMIO_SIZE;
         let gsi = layout::VIRTIO_GSI + at;
-        self.vm
-            .register_irqfd(&line, gsi)
-            .map_err(DeviceError::Irq)?;
+        let line = IrqLine::new(self.vm.clone(), gsi)?;
+        let transport = MmioTransport::new(name, device, self.mem.clone(), line)?;
         for (queue, kick) in (0u32..).zip(transport.kicks()) {
             let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
             self.vm
