@@ -29,7 +29,10 @@ impl<L: Lane + ?Sized> Subscriber<L> {
 impl<L: Lane + ?Sized> MutEventSubscriber for Subscriber<L> {
     fn init(&mut self, ops: &mut EventOps) {
         for (_, kick) in &self.kicks {
-            if let Err(error) = ops.add(Events::new(kick.as_ref(), EventSet::IN)) {
+            // Edge-triggered: each kick is an event of its own, and nobody reads the counter, which
+            // has room for more kicks than there will ever be.
+            let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            if let Err(error) = ops.add(Events::new(kick.as_ref(), set)) {
                 log::error!("{}: kicks will not arrive: {error}", self.name);
             }
         }
@@ -43,12 +46,7 @@ impl<L: Lane + ?Sized> MutEventSubscriber for Subscriber<L> {
         let kicked = self.kicks.iter().find(is_kicked);
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         match kicked {
-            Some((queue, kick)) => {
-                // Taken back before the device looks at the ring, so that a kick in between is seen.
-                // A counter that is empty already means that somebody else took it: still a kick.
-                let _ = kick.read();
-                lane.kick(*queue, ops);
-            }
+            Some((queue, _)) => lane.kick(*queue, ops),
             None => lane.host_event(events, ops),
         }
     }

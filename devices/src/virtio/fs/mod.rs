@@ -294,7 +294,7 @@ impl std::fmt::Debug for Fs {
 
 /// What tells the event loop of a queue's kicks.
 fn kicks(queue: &VirtQueue) -> Events {
-    Events::new(queue.kick(), EventSet::IN)
+    Events::new(queue.kick(), EventSet::IN | EventSet::EDGE_TRIGGERED)
 }
 
 /// Answers a FUSE request with EIO, if it wants an answer. Returns how many bytes that took.
