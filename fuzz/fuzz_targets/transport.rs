@@ -21,6 +21,8 @@ const VERSION_1: u64 = 1 << 32;
 const SIZES: [u16; 4] = [256, 64, 1, 8];
 /// The lane's queues are those from here on.
 const LANE: usize = 2;
+/// The queue whose kicks are served at once.
+const SYNCHRONOUS: usize = 1;
 
 /// Queues, the first of which has the number `first`.
 struct Half {
@@ -117,6 +119,15 @@ impl VirtioDevice for Probe {
 
     fn kick(&mut self, queue: usize, _ops: &mut EventOps) {
         assert!(queue < LANE);
+        self.own.work(queue);
+    }
+
+    fn is_synchronous(&self, queue: usize) -> bool {
+        queue == SYNCHRONOUS
+    }
+
+    fn kick_now(&mut self, queue: usize) {
+        assert_eq!(queue, SYNCHRONOUS);
         self.own.work(queue);
     }
 

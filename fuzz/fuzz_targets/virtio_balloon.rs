@@ -18,9 +18,25 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Page numbers to take or to give, or statistics.
 #[derive(Arbitrary, Debug)]
 enum BalloonRequest {
-    Pages { queue: u8, first: u32, count: u8 },
-    Statistics { queue: u8, entries: Vec<(u8, u64)> },
-    Free { queue: u8, pages: Vec<Length> },
+    Pages {
+        queue: u8,
+        first: u32,
+        count: u8,
+    },
+    Statistics {
+        queue: u8,
+        entries: Vec<(u8, u64)>,
+    },
+    Free {
+        queue: u8,
+        pages: Vec<Length>,
+    },
+    /// A run of hints, or its end.
+    Run {
+        queue: u8,
+        number: u8,
+        pages: Vec<Length>,
+    },
 }
 
 impl Request for BalloonRequest {
@@ -41,20 +57,31 @@ impl Request for BalloonRequest {
                 let entries = entries.into_iter().flat_map(entry).collect();
                 (queue, vec![Buffer::readable(entries)])
             }
-            Self::Free { queue, pages } => {
-                let buffers = pages
-                    .into_iter()
-                    .map(|len| Buffer::writable(len, Vec::new()));
-                (queue, buffers.collect())
+            Self::Free { queue, pages } => (queue, writable(pages).collect()),
+            Self::Run {
+                queue,
+                number,
+                pages,
+            } => {
+                let number = u32::from(number).to_le_bytes().to_vec();
+                let number = std::iter::once(Buffer::readable(number));
+                (queue, number.chain(writable(pages)).collect())
             }
         }
     }
 }
 
-/// A balloon whose timer is the fuzzer's.
+fn writable(pages: Vec<Length>) -> impl Iterator<Item = Buffer> {
+    pages
+        .into_iter()
+        .map(|len| Buffer::writable(len, Vec::new()))
+}
+
+/// A balloon whose timers are the fuzzer's.
 struct Hasty {
     balloon: Balloon,
-    timer: EventFd,
+    /// For statistics and for hints.
+    timers: [EventFd; 2],
     /// What the host wants next, in bytes.
     target: Arc<Mutex<Option<u64>>>,
 }
@@ -91,7 +118,19 @@ impl VirtioDevice for Hasty {
 
     fn register(&mut self, ops: &mut EventOps) {
         VirtioDevice::register(&mut self.balloon, ops);
-        ops.add(Events::new(&self.timer, EventSet::IN)).unwrap();
+        // As the balloon tells its own timers apart.
+        for (data, timer) in (0..).zip(&self.timers) {
+            ops.add(Events::with_data(timer, data, EventSet::IN))
+                .unwrap();
+        }
+    }
+
+    fn is_synchronous(&self, queue: usize) -> bool {
+        self.balloon.is_synchronous(queue)
+    }
+
+    fn kick_now(&mut self, queue: usize) {
+        self.balloon.kick_now(queue);
     }
 
     fn kick(&mut self, queue: usize, ops: &mut EventOps) {
@@ -99,7 +138,9 @@ impl VirtioDevice for Hasty {
     }
 
     fn host_event(&mut self, events: Events, ops: &mut EventOps) {
-        let _ = self.timer.read();
+        if let Some(timer) = self.timers.get(events.data() as usize) {
+            let _ = timer.read();
+        }
         if let Some(target) = self.target.lock().unwrap().take() {
             self.balloon.set_target(target);
         }
@@ -117,19 +158,20 @@ fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest>>)| {
         deflate_on_oom: kind & 1 != 0,
         reporting: kind & 2 != 0,
         stats: (kind & 4 != 0).then_some(NonZeroU32::MAX),
+        hinting: (kind & 8 != 0).then_some(NonZeroU32::MAX),
     };
-    let timer = EventFd::new(EFD_NONBLOCK).unwrap();
-    let ring = timer.try_clone().unwrap();
+    let timers = [0, 1].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+    let rings = timers.each_ref().map(|timer| timer.try_clone().unwrap());
     let next = Arc::new(Mutex::new(None));
     let device = Hasty {
         balloon: Balloon::new(options).unwrap(),
-        timer,
+        timers,
         target: next.clone(),
     };
     machine::drive(device, ops, |data| {
         if let Ok(bytes) = data.try_into() {
             *next.lock().unwrap() = Some(u64::from_le_bytes(bytes));
         }
-        ring.write(1).unwrap();
+        rings[data.len() % 2].write(1).unwrap();
     });
 });

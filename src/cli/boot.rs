@@ -26,6 +26,8 @@ Examples:
     cofferdam boot --net tap=tap0,mac=02:00:00:00:00:01
   With a directory of the host (in the guest: mount -t virtiofs data /mnt):
     cofferdam boot --fs tag=data,path=/srv/data
+  What the guest frees goes back to the host:
+    cofferdam boot --memory 2G --balloon
   One command in the guest; its exit status is ours:
     cofferdam boot --cmdline 'quiet -- uname -a'
   What the options amount to, as a file for --config:
@@ -86,13 +88,11 @@ pub struct Args {
     /// Leave out the entropy device
     #[arg(long, conflicts_with = "rng", help_heading = DEVICES)]
     no_rng: bool,
-    /// Balloon, which is there anyway, with options:
-    /// [size=SIZE][,deflate_on_oom][,reporting=off][,stats=SECONDS]
-    #[arg(long, value_name = "OPTION,…", value_parser = balloon, help_heading = DEVICES)]
+    /// Balloon: memory that the guest frees comes back. Alone, or with
+    /// [size=SIZE][,deflate_on_oom][,reporting=off][,hinting=SECONDS][,stats=SECONDS]
+    #[arg(long, value_name = "OPTION,…", num_args = 0..=1, default_missing_value = "reporting",
+          value_parser = balloon, help_heading = DEVICES)]
     balloon: Option<BalloonConfig>,
-    /// Leave out the balloon: memory that the guest frees stays with it
-    #[arg(long, conflicts_with = "balloon", help_heading = DEVICES)]
-    no_balloon: bool,
 
     /// Configuration file (JSON); options given beside it win, disks, networks and directories are added
     #[arg(long, value_name = "FILE", help_heading = MONITOR)]
@@ -218,10 +218,7 @@ impl Args {
             config.rng = Switch::Off;
         }
         config.rng = self.rng.map_or(config.rng, Switch::On);
-        if self.no_balloon {
-            config.balloon = Switch::Off;
-        }
-        config.balloon = self.balloon.map_or(config.balloon, Switch::On);
+        config.balloon = self.balloon.or(config.balloon);
         config.grace = self.grace.map_or(config.grace, Grace);
         config.log.level = self.log_level.unwrap_or(config.log.level);
         config.log.file = self.log_file.or(config.log.file.take());

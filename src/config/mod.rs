@@ -83,8 +83,11 @@ pub struct VmConfig {
     #[serde(skip_serializing_if = "is_default")]
     pub rng: Switch<RngConfig>,
     /// Takes memory back that the guest does not need (virtio-balloon).
-    #[serde(skip_serializing_if = "is_default")]
-    pub balloon: Switch<BalloonConfig>,
+    #[serde(
+        deserialize_with = "switch::switch",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub balloon: Option<BalloonConfig>,
     /// Seconds that the guest has to power off after the first SIGTERM or SIGINT.
     #[serde(skip_serializing_if = "is_default")]
     pub grace: Grace,
@@ -261,7 +264,7 @@ impl VmConfig {
         if self.shares_memory() && self.boot.pages == Pages::Map {
             return Err(ConfigError::FsPages);
         }
-        let (rng, balloon) = (self.rng.options(), self.balloon.options());
+        let (rng, balloon) = (self.rng.options(), &self.balloon);
         rng.map_or(Ok(()), RngConfig::validate)?;
         balloon.map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
         self.vsock.iter().try_for_each(VsockConfig::validate)?;
@@ -372,7 +375,7 @@ mod tests {
                 socket: None,
             }],
             rng: Switch::Off,
-            balloon: Switch::Off,
+            balloon: Some(BalloonConfig::default()),
             vsock: Some(VsockConfig {
                 cid: 3,
                 uds: "/v".into(),

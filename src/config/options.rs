@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 const NUMBERS: &[&str] = &[
     "cid",
     "fd",
+    "hinting",
     "mtu",
     "ops_burst",
     "ops_per_second",

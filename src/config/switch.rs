@@ -53,7 +53,7 @@ impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for Switch<T> {
 
 /// Reads `false` as nothing, `true` as the default, and an object as what it says. Unlike serde's
 /// untagged enums it keeps the error's place and the name of an unknown field.
-fn switch<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(super) fn switch<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,

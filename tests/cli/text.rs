@@ -121,7 +121,7 @@ fn print_config(args: &[&str]) -> Value {
 
 const ALL: &str = "--kernel k --initrd i --cmdline quiet --rootfs r,ro,id=root \
     --disk path=a,cache=unsafe --disk path=b,id=x --pmem file=p,ro --net tap=t,mac=02:00:00:00:00:01,mtu=1400 \
-    --net fd=7 --cpus 4 --memory 1G,prefault=on --balloon size=1M,deflate_on_oom,reporting,stats=1 --hugepages 2M --cpu-template c --console file=o \
+    --net fd=7 --cpus 4 --memory 1G,prefault=on --balloon size=1M,deflate_on_oom,reporting,hinting=1,stats=1 --hugepages 2M --cpu-template c --console file=o \
     --protocol pvh --pages map --hardware cmdline --pit --no-rng --grace 3 --log-level debug \
     --log-file l";
 

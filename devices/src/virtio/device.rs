@@ -66,8 +66,8 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
 
     /// The device's configuration space from byte `offset` on. What lies outside reads as zeros,
-    /// which `data` holds already. The transport asks at the start and after each write of the
-    /// driver; of any other change the device tells by [`Interrupt::config_change`].
+    /// which `data` holds already. The transport asks at the start, after a reset and after each
+    /// write of the driver; of any other change the device tells by [`Interrupt::config_change`].
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// The driver writes to the configuration space. Most devices have nothing to write to.
@@ -86,6 +86,16 @@ pub trait VirtioDevice: Send {
 
     /// The driver kicked `queue`. May come at any time, also late, when the device is inactive.
     fn kick(&mut self, queue: usize, ops: &mut EventOps);
+
+    /// Whether the driver's kicks of `queue` must be served before its vCPU goes on. Each is then an
+    /// exit to user space and comes to [`Self::kick_now`], not to [`Self::kick`]; that one is still
+    /// called for what the queue left itself to do ([`VirtQueue::kick_again`]).
+    fn is_synchronous(&self, _queue: usize) -> bool {
+        false
+    }
+
+    /// The driver kicked `queue`, which is synchronous: its vCPU waits.
+    fn kick_now(&mut self, _queue: usize) {}
 
     /// A descriptor that `register` or `kick` added has something to say; also when the device is
     /// inactive, and then it must be silenced, since the loop would call again at once.

@@ -76,6 +76,8 @@ pub struct MmioTransport {
     registers: Registers,
     interrupt: Interrupt,
     kicks: Vec<Arc<EventFd>>,
+    /// Whether each queue's kicks are served at once.
+    are_synchronous: Vec<bool>,
     status: u32,
     /// What the driver accepted, by selector; no feature has a number over 63.
     accepted: [u32; 2],
@@ -98,12 +100,14 @@ impl MmioTransport {
     ) -> Result<Self, MmioError> {
         let name = name.into();
         let registers = Registers::new();
-        let (offered, sizes) = {
+        let (offered, sizes, are_synchronous) = {
             let device = lock(&device);
             registers.store(reg::VIRTIO_MMIO_DEVICE_ID, device.device_type());
             registers.store_config(&config_of(&*device));
             let offered = device.features() | 1 << VIRTIO_F_VERSION_1;
-            (offered, device.queue_sizes().to_vec())
+            let sizes = device.queue_sizes().to_vec();
+            let synchronous = (0..sizes.len()).map(|queue| device.is_synchronous(queue));
+            (offered, sizes, synchronous.collect())
         };
         registers.store(reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
         registers.store(reg::VIRTIO_MMIO_VERSION, 2);
@@ -127,6 +131,7 @@ impl MmioTransport {
             interrupt: Interrupt::new(line, registers.clone()),
             registers,
             kicks,
+            are_synchronous,
             status: 0,
             accepted: [0; 2],
             is_unknown_accepted: false,
@@ -139,9 +144,12 @@ impl MmioTransport {
         Ok(transport)
     }
 
-    /// The event file descriptors that the driver's kicks arrive at, one a queue, in their order.
-    pub fn kicks(&self) -> &[Arc<EventFd>] {
-        &self.kicks
+    /// The event file descriptors that the driver's kicks arrive at, each with its queue. The other
+    /// queues' kicks must trap.
+    pub fn kicks(&self) -> impl Iterator<Item = (u32, &EventFd)> {
+        let kicks = (0..).zip(&self.kicks).zip(&self.are_synchronous);
+        let kicks = kicks.filter(|(_, is_synchronous)| !**is_synchronous);
+        kicks.map(|((queue, kick), _)| (queue, kick.as_ref()))
     }
 
     /// The device's interrupt line.
@@ -274,12 +282,18 @@ impl MmioTransport {
         }
     }
 
-    /// The fallback for a kernel without ioeventfd: the same eventfd, written from here.
+    /// A kick that traps: of a queue that is served at once, or on a kernel without ioeventfd, and
+    /// then the same eventfd is written from here.
     fn kick(&self, queue: u32) {
-        let kick = usize::try_from(queue).ok().and_then(|i| self.kicks.get(i));
-        if let Some(kick) = kick.filter(|_| self.status & DRIVER_OK != 0) {
+        let Some(queue) = usize::try_from(queue).ok() else {
+            return;
+        };
+        let kick = self.kicks.get(queue).zip(self.are_synchronous.get(queue));
+        match kick.filter(|_| self.status & DRIVER_OK != 0) {
+            Some((_, true)) => lock(&self.device).kick_now(queue),
             // Only a full counter makes this fail, and then a kick is pending.
-            let _ = kick.write(1);
+            Some((kick, false)) => drop(kick.write(1)),
+            None => {}
         }
     }
 
@@ -349,7 +363,11 @@ impl MmioTransport {
 
     fn reset(&mut self) {
         // Waits for the batch in hand, at most; afterwards the device touches guest memory no more.
-        lock(&self.device).reset();
+        {
+            let mut device = lock(&self.device);
+            device.reset();
+            self.registers.store_config(&config_of(&*device));
+        }
         self.interrupt.clear();
         self.status = 0;
         self.accepted = [0; 2];

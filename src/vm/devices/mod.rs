@@ -296,8 +296,8 @@ impl<'a> Devices<'a> {
         if let Some(rng) = config.rng.options() {
             devices.add_rng(rng)?;
         }
-        if let Some(balloon) = config.balloon.options() {
-            devices.add_balloon(balloon, &config.memory)?;
+        if let Some(balloon) = &config.balloon {
+            devices.add_balloon(balloon)?;
         }
         Ok(devices)
     }
@@ -326,7 +326,7 @@ impl<'a> Devices<'a> {
         let gsi = layout::VIRTIO_GSI + at;
         let line = IrqLine::new(self.vm.clone(), gsi)?;
         let transport = MmioTransport::new(name, device, self.mem.clone(), line)?;
-        for (queue, kick) in (0u32..).zip(transport.kicks()) {
+        for (queue, kick) in transport.kicks() {
             let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
             self.vm
                 .register_ioevent(kick, &address, queue)

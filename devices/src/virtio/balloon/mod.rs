@@ -1,8 +1,10 @@
 //! virtio-balloon (virtio 1.2, section 5.5): memory that the guest does not need goes back to the
 //! host. The guest takes pages out of its own use, as many as the host asks for (the balloon), or
-//! reports what is free anyway and goes on owning it (free page reporting).
+//! tells what is free anyway and goes on owning it: by itself (free page reporting), or when it is
+//! asked (free page hinting).
 
 mod discard;
+mod hint;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -21,15 +23,20 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::{ActivateError, Activation, Chain, Interrupt, QueueError, VirtQueue, VirtioDevice};
 use discard::{Discarder, PAGE};
+use hint::Hinting;
 pub use stats::BalloonStats;
 
 /// Feature bits (section 5.5.3).
 const STATS_VQ: u32 = 1;
 const DEFLATE_ON_OOM: u32 = 2;
+const FREE_PAGE_HINT: u32 = 3;
 const PAGE_REPORTING: u32 = 5;
 
 /// Entries of each queue. Linux reports 32 ranges in one chain.
 const QUEUE_SIZE: u16 = 64;
+/// What the timers' events carry.
+const STATS: u32 = 0;
+const HINT: u32 = 1;
 /// Pages in one request at most; Linux sends 256, others a page full of numbers.
 const MAX_PAGES: usize = 4096;
 /// Pages that are sorted, and given back by as few system calls, at a time.
@@ -44,6 +51,8 @@ pub struct BalloonOptions {
     pub deflate_on_oom: bool,
     /// The guest reports what is free.
     pub reporting: bool,
+    /// Seconds between two runs in which the guest tells what is free, if there are to be any.
+    pub hinting: Option<NonZeroU32>,
     /// Seconds between two statistics, if there are to be any.
     pub stats: Option<NonZeroU32>,
 }
@@ -55,6 +64,7 @@ enum Role {
     Inflate,
     Deflate,
     Stats,
+    Hint,
     Report,
 }
 
@@ -66,8 +76,11 @@ pub struct Balloon {
     actual: u32,
     /// The driver was not told of the target in `options`.
     is_target_new: bool,
+    hinting: Hinting,
+    /// Fires each time that a run of hints is due.
+    hint_timer: Option<OwnedFd>,
     /// Fires each time that statistics are due.
-    timer: Option<OwnedFd>,
+    stats_timer: Option<OwnedFd>,
     stats: Option<BalloonStats>,
     active: Option<Active>,
 }
@@ -88,7 +101,9 @@ impl Balloon {
     /// A balloon that waits for its driver. Fails when the host gives no timer.
     pub fn new(options: BalloonOptions) -> io::Result<Self> {
         Ok(Self {
-            timer: options.stats.map(every).transpose()?,
+            hint_timer: options.hinting.map(every).transpose()?,
+            stats_timer: options.stats.map(every).transpose()?,
+            hinting: Hinting::new(),
             options,
             actual: 0,
             is_target_new: false,
@@ -117,28 +132,32 @@ impl Balloon {
 
     fn announce(&mut self) {
         let config = self.config();
-        if let Some(active) = &self.active
-            && std::mem::take(&mut self.is_target_new)
-        {
+        if let Some(active) = &self.active {
+            self.is_target_new = false;
             active.interrupt.config_change(&config);
         }
     }
 
     /// `struct virtio_balloon_config` (section 5.5.4) up to the last field that has a meaning here:
-    /// the pages wanted, and the pages given up.
-    fn config(&self) -> [u8; 8] {
+    /// the pages wanted, the pages given up, and the run of hints that is wanted.
+    fn config(&self) -> [u8; 12] {
         let pages = u32::try_from(self.options.target / PAGE).unwrap_or(u32::MAX);
-        let (wanted, actual) = (pages.to_le_bytes(), self.actual.to_le_bytes());
-        let mut config = [0; 8];
-        config[..4].copy_from_slice(&wanted);
-        config[4..].copy_from_slice(&actual);
+        let fields = [pages, self.actual, self.hinting.wanted()];
+        let mut config = [0; 12];
+        for (to, field) in config.chunks_exact_mut(4).zip(fields) {
+            to.copy_from_slice(&field.to_le_bytes());
+        }
         config
     }
 
     /// The queues of a driver with these features.
     fn roles(features: u64) -> Vec<Role> {
         let mut roles = vec![Role::Inflate, Role::Deflate];
-        let optional = [(STATS_VQ, Role::Stats), (PAGE_REPORTING, Role::Report)];
+        let optional = [
+            (STATS_VQ, Role::Stats),
+            (FREE_PAGE_HINT, Role::Hint),
+            (PAGE_REPORTING, Role::Report),
+        ];
         let there = optional.iter().filter(|(bit, _)| features & 1 << bit != 0);
         roles.extend(there.map(|(_, role)| role));
         roles
@@ -151,7 +170,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        const SIZES: [u16; 4] = [QUEUE_SIZE; 4];
+        const SIZES: [u16; 5] = [QUEUE_SIZE; 5];
         let count = Self::roles(self.features()).len();
         SIZES.get(..count).unwrap_or(&SIZES)
     }
@@ -162,6 +181,7 @@ impl VirtioDevice for Balloon {
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | bit(self.options.stats.is_some(), STATS_VQ)
             | bit(self.options.deflate_on_oom, DEFLATE_ON_OOM)
+            | bit(self.options.hinting.is_some(), FREE_PAGE_HINT)
             | bit(self.options.reporting, PAGE_REPORTING)
     }
 
@@ -196,7 +216,9 @@ impl VirtioDevice for Balloon {
             stats_chain: None,
             is_stats_due: false,
         });
-        self.announce();
+        if self.is_target_new {
+            self.announce();
+        }
         Ok(())
     }
 
@@ -204,18 +226,89 @@ impl VirtioDevice for Balloon {
         // A driver that comes back begins with an empty balloon.
         self.actual = 0;
         self.stats = None;
+        self.hinting.reset();
         self.active = None;
     }
 
     fn register(&mut self, ops: &mut EventOps) {
-        if let Some(timer) = &self.timer
-            && let Err(error) = ops.add(Events::new(timer, EventSet::IN))
-        {
-            log::error!("virtio-balloon: there will be no statistics: {error}");
+        let timers = [(&self.stats_timer, STATS), (&self.hint_timer, HINT)];
+        for (timer, data) in timers {
+            if let Some(timer) = timer
+                && let Err(error) = ops.add(Events::with_data(timer, data, EventSet::IN))
+            {
+                log::error!("virtio-balloon: a timer cannot be watched: {error}");
+            }
+        }
+    }
+
+    /// The queue of hints, where a driver that accepts every feature has it. Where another has it,
+    /// its hints come too late to be of use.
+    fn is_synchronous(&self, queue: usize) -> bool {
+        Self::roles(self.features()).get(queue) == Some(&Role::Hint)
+    }
+
+    fn kick_now(&mut self, queue: usize) {
+        let roles = self.active.as_ref().map(|active| &active.queues);
+        match roles.and_then(|queues| queues.get(queue)) {
+            Some((Role::Hint, _)) => self.take_hints(true),
+            _ => self.serve(queue),
         }
     }
 
     fn kick(&mut self, queue: usize, _ops: &mut EventOps) {
+        self.serve(queue);
+    }
+
+    fn host_event(&mut self, events: Events, _ops: &mut EventOps) {
+        let is_hint = events.data() == HINT;
+        let timer = if is_hint {
+            &self.hint_timer
+        } else {
+            &self.stats_timer
+        };
+        if let Some(timer) = timer {
+            // Starts the next period; how many are over does not matter.
+            let _ = rustix::io::read(timer, &mut [0; 8]);
+        }
+        match is_hint {
+            true => self.start_hinting(),
+            false => self.return_stats(),
+        }
+    }
+}
+
+impl Balloon {
+    /// Asks the driver for a run of hints.
+    fn start_hinting(&mut self) {
+        let queues = self.active.iter().flat_map(|active| &active.queues);
+        if queues.into_iter().any(|(role, _)| *role == Role::Hint) {
+            self.hinting.start();
+            self.announce();
+        }
+    }
+
+    /// Takes hints if there are any. The driver that sent them waits for it, or does not.
+    fn take_hints(&mut self, is_driver_waiting: bool) {
+        let (Some(active), hinting) = (&mut self.active, &mut self.hinting) else {
+            return;
+        };
+        let Active {
+            queues, discarder, ..
+        } = active;
+        let discarder = is_driver_waiting.then_some(&*discarder);
+        let mut is_changed = false;
+        if let Some((_, queue)) = queues.iter_mut().find(|(role, _)| *role == Role::Hint) {
+            queue.drain(|chain| {
+                is_changed |= hinting.take(chain, discarder)?;
+                Ok(0)
+            });
+        }
+        if is_changed {
+            self.announce();
+        }
+    }
+
+    fn serve(&mut self, queue: usize) {
         let Some(active) = &mut self.active else {
             return;
         };
@@ -228,31 +321,25 @@ impl VirtioDevice for Balloon {
             Role::Deflate => queue.drain(|_| Ok(0)),
             Role::Report => queue.drain(|chain| report(&active.discarder, chain)),
             Role::Stats => self.take_stats(),
+            Role::Hint => self.take_hints(false),
         }
     }
 
-    fn host_event(&mut self, _events: Events, _ops: &mut EventOps) {
-        if let Some(timer) = &self.timer {
-            // Starts the next period; how many are over does not matter.
-            let _ = rustix::io::read(timer, &mut [0; 8]);
-        }
+    /// Gives the driver its buffer back, to be filled again.
+    fn return_stats(&mut self) {
         let Some(active) = &mut self.active else {
             return;
         };
         active.is_stats_due = true;
         if let Some(head) = active.stats_chain.take()
             && let Some(queue) = active.queue(Role::Stats)
+            && let Err(error) = queue.complete(head, 0).and_then(|()| queue.signal())
         {
-            // The driver answers by filling it again.
-            if let Err(error) = queue.complete(head, 0).and_then(|()| queue.signal()) {
-                return queue.fail(&error);
-            }
+            return queue.fail(&error);
         }
         self.take_stats();
     }
-}
 
-impl Balloon {
     /// Takes statistics if there are any, and keeps their chain. There is one at a time; if a
     /// driver offers more, the others wait.
     fn take_stats(&mut self) {

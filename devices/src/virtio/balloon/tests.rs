@@ -9,12 +9,14 @@ const ALL: BalloonOptions = BalloonOptions {
     target: 64 << 20,
     deflate_on_oom: true,
     reporting: true,
+    hinting: NonZeroU32::new(1),
     stats: NonZeroU32::new(1),
 };
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const STATS: usize = 2;
-const REPORT: usize = 3;
+const HINT: usize = 3;
+const REPORT: usize = 4;
 
 fn driver(options: BalloonOptions) -> MockDriver<Balloon> {
     MockDriver::started(Balloon::new(options).unwrap(), u64::MAX)
@@ -58,8 +60,8 @@ fn queues_and_features_are_those_of_the_options() {
         ),
         (
             ALL,
-            4,
-            1 << PAGE_REPORTING | 1 << STATS_VQ | 1 << DEFLATE_ON_OOM,
+            5,
+            1 << PAGE_REPORTING | 1 << FREE_PAGE_HINT | 1 << STATS_VQ | 1 << DEFLATE_ON_OOM,
         ),
     ] {
         let mut driver = driver(options);
@@ -249,6 +251,58 @@ fn odd_statistics_are_read_as_far_as_they_go() {
         assert_eq!(driver.device.lock().unwrap().stats().unwrap().free(), free);
         assert!(!driver.needs_reset());
     }
+}
+
+/// Sends a number on the queue of hints.
+fn send_number(driver: &mut MockDriver<Balloon>, number: u32) {
+    driver.request(HINT, &[&number.to_le_bytes()], &[]);
+}
+
+/// Hints at a block that holds something; returns whether it still does.
+fn is_hint_kept(driver: &mut MockDriver<Balloon>, is_kicked: bool) -> bool {
+    let page = driver.alloc(0).div_ceil(PAGE);
+    let request = driver.submit(HINT, &[], &[8192]);
+    full_page(driver, page);
+    match is_kicked {
+        true => driver.kick(HINT),
+        // As if the driver had kicked long ago, and gone on.
+        false => driver.device.lock().unwrap().serve(HINT),
+    }
+    // Before the event loop gets to do anything.
+    let kept = !is_empty(driver, page);
+    assert_eq!(driver.used(HINT), Some((request.head.into(), 0)));
+    kept
+}
+
+/// If it fails, what the guest hints stays with it, or something is thrown away that it may have
+/// taken back meanwhile.
+#[test]
+fn hints_count_within_a_run_and_within_their_kick() {
+    let mut driver = driver(ALL);
+    assert_eq!(driver.config(8, 4), numbers(&[0]));
+    assert!(is_hint_kept(&mut driver, true));
+    driver.device.lock().unwrap().start_hinting();
+    let run = driver.config(8, 4);
+    assert_eq!(run, numbers(&[2]));
+    assert!(is_hint_kept(&mut driver, true));
+    send_number(&mut driver, 7);
+    assert!(is_hint_kept(&mut driver, true));
+    send_number(&mut driver, 2);
+    assert!(!is_hint_kept(&mut driver, true));
+    assert!(is_hint_kept(&mut driver, false));
+    driver.interrupts();
+    send_number(&mut driver, 0);
+    assert_eq!(driver.config(8, 4), numbers(&[1]));
+    assert!(driver.interrupts() > 0);
+    assert!(is_hint_kept(&mut driver, true));
+
+    driver.device.lock().unwrap().start_hinting();
+    assert_eq!(driver.config(8, 4), numbers(&[3]));
+    driver.start(u64::MAX);
+    assert_eq!(driver.config(8, 4), numbers(&[0]));
+    driver.submit(HINT, &[&[0; 4]], &[4096]);
+    driver.kick(HINT);
+    assert!(driver.needs_reset());
 }
 
 /// If it fails, a hostile guest reaches the host through the balloon.
