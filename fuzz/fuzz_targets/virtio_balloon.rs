@@ -168,8 +168,8 @@ fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest>>)| {
         timers,
         target: next.clone(),
     };
-    machine::drive(device, ops, |data| {
-        if let Ok(bytes) = data.try_into() {
+    machine::drive(device, ops, |data: Vec<u8>| {
+        if let Ok(bytes) = data.as_slice().try_into() {
             *next.lock().unwrap() = Some(u64::from_le_bytes(bytes));
         }
         rings[data.len() % 2].write(1).unwrap();

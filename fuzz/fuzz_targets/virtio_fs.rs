@@ -114,13 +114,13 @@ fn receive(mut socket: &UnixStream, given: &mut Vec<OwnedFd>) -> Option<(u32, u3
     Some((number, flags))
 }
 
-fuzz_target!(|input: (Vec<Answer>, Vec<Op<FuseRequest>>)| {
+fuzz_target!(|input: (Vec<Answer>, Vec<Op<FuseRequest, Vec<u8>>>)| {
     let (answers, ops) = input;
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut end = theirs.try_clone().unwrap();
     let process = thread::spawn(move || serve(theirs, answers));
     if let Ok(fs) = Fs::new("tag", ours, None) {
-        machine::drive_with(Sharing::Shared, fs, ops, |data| match data {
+        machine::drive_with(Sharing::Shared, fs, ops, |data| match data.as_slice() {
             [] => drop(end.shutdown(Shutdown::Both)),
             // What nobody asked for.
             data => drop(end.write(data)),

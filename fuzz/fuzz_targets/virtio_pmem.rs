@@ -46,9 +46,9 @@ fuzz_target!(|input: (bool, Vec<Op<Flush>>)| {
     let path = format!("/proc/self/fd/{}", IMAGE.as_raw_fd());
     let file = PmemFile::open(Path::new(&path), read_only).unwrap();
     let mut guard = ReadOnly::new(&file);
-    machine::drive(Pmem::new(file, START, ALIGNMENT), ops, |data| {
+    machine::drive(Pmem::new(file, START, ALIGNMENT), ops, |data: Vec<u8>| {
         // Where KVM sends what the guest writes to read-only memory.
-        guard.write(data.len() as u64, data);
+        guard.write(data.len() as u64, &data);
     });
     assert_eq!(IMAGE.metadata().unwrap().len(), ALIGNMENT);
 });

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use cofferdam_devices::virtio::vsock::Vsock;
 use libfuzzer_sys::fuzz_target;
 use machine::{Buffer, Length, Op, Request};
@@ -198,12 +198,45 @@ impl Programs {
     }
 }
 
-fuzz_target!(|ops: Vec<Op<Packet>>| {
+/// What a guest and a program do that get along: room for packets, and a connection of each to the
+/// other.
+fn connections() -> Vec<Op<Packet, Deed>> {
+    let packet = |op, ports| {
+        Op::Request(Packet::Good {
+            op,
+            ports,
+            flags: 0,
+            alloc: Length::Any(1 << 16),
+            forwarded: Length::Small(0),
+            data: Vec::new(),
+        })
+    };
+    let room = || {
+        Op::Request(Packet::Room {
+            len: Length::Page(0x1000),
+        })
+    };
+    let mut ops: Vec<_> = (0..16).map(|_| room()).collect();
+    ops.extend([
+        packet(1, (0, 0)),
+        Op::Run,
+        Op::Arrive(Deed::Accept { port: 0 }),
+        Op::Arrive(Deed::Connect { port: 1 }),
+        Op::Run,
+        packet(2, (1, 0x80)),
+        Op::Run,
+    ]);
+    ops
+}
+
+fuzz_target!(|input: (bool, Vec<Op<Packet, Deed>>)| {
+    let (is_connected, ops) = input;
     let mut programs = Programs::new();
     let device = Vsock::new(CID, &HOST.0).unwrap();
-    machine::drive(device, ops, |data| {
-        if let Ok(deed) = Deed::arbitrary(&mut Unstructured::new(data)) {
-            programs.act(deed);
-        }
-    });
+    let mut all = match is_connected {
+        true => connections(),
+        false => Vec::new(),
+    };
+    all.extend(ops);
+    machine::drive(device, all, |deed| programs.act(deed));
 });

@@ -43,7 +43,7 @@ impl Request for () {
 
 /// One thing that a driver, or the world behind the device, does.
 #[derive(Arbitrary, Debug)]
-pub enum Op<R = ()> {
+pub enum Op<R = (), A = Vec<u8>> {
     /// Resets the device and sets it up as a good driver does; where the rings are is not as good.
     Start {
         without: u64,
@@ -62,7 +62,7 @@ pub enum Op<R = ()> {
         is_indirect: bool,
         buffers: Vec<Buffer>,
     },
-    /// Offers what the device is for.
+    /// Offers what the device is for, and kicks.
     Request(R),
     /// Writes anywhere to memory: descriptors, rings, requests.
     Poke { address: u32, data: Vec<u8> },
@@ -73,7 +73,7 @@ pub enum Op<R = ()> {
     /// Lets the device work.
     Run,
     /// Something arrives at the device from outside.
-    Arrive { data: Vec<u8> },
+    Arrive(A),
 }
 
 /// A queue that is set up as it should not be: its number, its size, and where its parts are.
@@ -175,20 +175,20 @@ struct Machine {
 
 /// Does all of `ops` to a machine with `device`. `arrive` is what is behind the device. A driver
 /// that does not begin with the registers finds it started.
-pub fn drive<R: Request>(
+pub fn drive<R: Request, A>(
     device: impl VirtioDevice + 'static,
-    ops: Vec<Op<R>>,
-    arrive: impl FnMut(&[u8]),
+    ops: Vec<Op<R, A>>,
+    arrive: impl FnMut(A),
 ) {
     drive_with(Sharing::Private, device, ops, arrive);
 }
 
 /// As [`drive`], with memory of another kind.
-pub fn drive_with<R: Request>(
+pub fn drive_with<R: Request, A>(
     sharing: Sharing,
     device: impl VirtioDevice + 'static,
-    ops: Vec<Op<R>>,
-    mut arrive: impl FnMut(&[u8]),
+    ops: Vec<Op<R, A>>,
+    mut arrive: impl FnMut(A),
 ) {
     let mut machine = Machine::new(sharing, device);
     if !matches!(ops.first(), Some(Op::Register { .. } | Op::Write { .. })) {
@@ -196,7 +196,7 @@ pub fn drive_with<R: Request>(
     }
     for op in ops {
         match op {
-            Op::Arrive { data } => arrive(&data),
+            Op::Arrive(event) => arrive(event),
             op => machine.apply(op),
         }
     }
@@ -236,7 +236,7 @@ impl Machine {
         self.transport.write(register.into(), &value.to_le_bytes());
     }
 
-    fn apply(&mut self, op: Op<impl Request>) {
+    fn apply<A>(&mut self, op: Op<impl Request, A>) {
         match op {
             Op::Start {
                 without,
@@ -262,6 +262,10 @@ impl Machine {
             Op::Request(request) => {
                 let (queue, buffers) = request.chain();
                 self.offer(queue, false, &buffers);
+                if let Some(queue) = self.queue(queue) {
+                    let queue = u32::try_from(queue).unwrap();
+                    self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+                }
             }
             Op::Poke { address, data } => self.poke(u64::from(address) % MEMORY, &data),
             Op::Available { queue, index } => {
@@ -273,7 +277,7 @@ impl Machine {
             }
             Op::Kick { queue } => self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue.into()),
             Op::Run => self.run(),
-            Op::Arrive { .. } => {}
+            Op::Arrive(_) => {}
         }
     }
 
