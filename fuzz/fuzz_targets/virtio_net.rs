@@ -65,24 +65,49 @@ impl Kind {
 /// A frame, room for one, or a command.
 #[derive(Arbitrary, Debug)]
 enum NetRequest {
-    Room { pair: bool, buffers: Vec<Length> },
-    Frame { pair: bool, header: [u8; HEADER], frame: Vec<u8>, len: Length },
-    Command { queue: u8, class: u8, command: u8, pairs: u8 },
+    Room {
+        pair: bool,
+        buffers: Vec<Length>,
+    },
+    Frame {
+        pair: bool,
+        header: [u8; HEADER],
+        frame: Vec<u8>,
+        len: Length,
+    },
+    Command {
+        queue: u8,
+        class: u8,
+        command: u8,
+        pairs: u8,
+    },
 }
 
 impl Request for NetRequest {
     fn chain(self) -> (u8, Vec<Buffer>) {
         match self {
             Self::Room { pair, buffers } => {
-                let buffers = buffers.into_iter().map(|len| Buffer::writable(len, Vec::new()));
+                let buffers = buffers
+                    .into_iter()
+                    .map(|len| Buffer::writable(len, Vec::new()));
                 (2 * u8::from(pair), buffers.collect())
             }
-            Self::Frame { pair, header, frame, len } => {
+            Self::Frame {
+                pair,
+                header,
+                frame,
+                len,
+            } => {
                 let frame = Buffer::readable_of(len, frame);
                 let header = Buffer::readable(header.into());
                 (1 + 2 * u8::from(pair), vec![header, frame])
             }
-            Self::Command { queue, class, command, pairs } => {
+            Self::Command {
+                queue,
+                class,
+                command,
+                pairs,
+            } => {
                 // Most commands are for the number of pairs: class 4, command 0.
                 let words = [class % 8, command % 2, pairs, 0];
                 let (head, count) = words.split_at(2);
@@ -98,14 +123,27 @@ impl Request for NetRequest {
 #[derive(Arbitrary, Debug)]
 enum Event {
     /// A frame, as a good host sends it.
-    Frame { pair: bool, frame: Vec<u8> },
+    Frame {
+        pair: bool,
+        frame: Vec<u8>,
+    },
     /// A long one.
-    Long { pair: bool, len: u16 },
+    Long {
+        pair: bool,
+        len: u16,
+    },
     /// Anything.
-    Bytes { pair: bool, bytes: Vec<u8> },
+    Bytes {
+        pair: bool,
+        bytes: Vec<u8>,
+    },
     /// Takes what the guest sent.
-    Take { pair: bool },
-    Close { pair: bool },
+    Take {
+        pair: bool,
+    },
+    Close {
+        pair: bool,
+    },
 }
 
 fuzz_target!(|input: (Kind, Vec<Op<NetRequest, Event>>)| {
@@ -118,7 +156,11 @@ fuzz_target!(|input: (Kind, Vec<Op<NetRequest, Event>>)| {
     // What comes from a tap has a header; on a stream a frame has its length.
     let send_frame = |pair, frame: &[u8]| {
         let len = u32::try_from(frame.len()).unwrap().to_be_bytes();
-        let before = if kind.is_stream { &len[..] } else { &[0; HEADER] };
+        let before = if kind.is_stream {
+            &len[..]
+        } else {
+            &[0; HEADER]
+        };
         send(pair, &[before, frame].concat());
     };
     machine::drive(net, ops, |event| match event {

@@ -326,10 +326,12 @@ impl VirtQueue {
             .map_err(QueueError::RingState)
     }
 
-    /// Asks the driver to kick again. True if a chain came in between, for which no kick may come.
+    /// Asks the driver to kick again. True if a chain came in between, for which no kick may come:
+    /// then [`Self::pop`] has it. A device that must be reset has none, whatever the ring says.
     pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
-        self.ring
-            .enable_notification(&self.mem)
+        let is_there = self.ring.enable_notification(&self.mem);
+        is_there
+            .map(|is_there| is_there && !self.is_stopped())
             .map_err(QueueError::RingState)
     }
 
@@ -386,8 +388,7 @@ impl VirtQueue {
                 self.kick_again();
                 break;
             }
-            // A stopped device pops nothing, however much is there.
-            if self.is_stopped() || !self.enable_kicks()? {
+            if !self.enable_kicks()? {
                 break;
             }
             // Another look costs as much as a chain, lest an index that flickers holds us here.

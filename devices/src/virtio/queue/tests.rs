@@ -164,7 +164,7 @@ fn a_driver_that_never_pauses_waits_for_the_next_turn() {
     assert!(!rig.interrupt.is_reset_needed());
 }
 
-/// If it fails, a device goes on with a ring that makes no sense.
+/// If it fails, a device goes on with a ring that makes no sense, or looks at it for ever.
 #[test]
 fn a_broken_ring_stops_the_device_until_it_is_reset() {
     let mut rig = Rig::new(false);
@@ -174,7 +174,9 @@ fn a_broken_ring_stops_the_device_until_it_is_reset() {
     rig.offer(0, 1);
     let mut chain = Chain::new(&rig.mem);
     assert!(!rig.queue.pop(&mut chain).unwrap());
+    assert!(!rig.queue.enable_kicks().unwrap());
     rig.interrupt.clear();
+    assert!(rig.queue.enable_kicks().unwrap());
     assert!(rig.queue.pop(&mut chain).unwrap());
 }
 

@@ -205,3 +205,20 @@ fn a_reset_while_frames_wait_for_the_limit() {
         assert!(start.elapsed() < Duration::from_secs(20), "it stands still");
     }
 }
+
+/// If it fails, a guest that breaks the rings of one queue pair has the thread of another look for
+/// ever at frames that it may not take.
+#[test]
+fn a_broken_pair_leaves_the_others_at_rest() {
+    let (net, _hosts) = on_pairs(NetLimits::default(), 2);
+    let mut driver = MockDriver::started(net, u64::MAX);
+    let available = GuestAddress(driver.rings[1].driver + 2);
+    driver.mem.write_obj(0x1234u16, available).unwrap();
+    driver.kick(1);
+    driver.run();
+    assert!(driver.needs_reset());
+    driver.submit(3, &[&frame(60)], &[]);
+    driver.kick(3);
+    driver.run();
+    assert_eq!(driver.used(3), None);
+}
