@@ -1,4 +1,4 @@
-//! Any driver of a disk, which keeps its size whatever is written to it.
+//! Any driver of a disk, whose file never becomes longer than the host made it.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ mod machine;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use arbitrary::Arbitrary;
 use cofferdam_devices::virtio::block::{
@@ -15,7 +15,7 @@ use cofferdam_devices::virtio::block::{
 };
 use cofferdam_devices::virtio::rate_limit::{Rate, RateLimits};
 use libfuzzer_sys::fuzz_target;
-use machine::{Buffer, Length, Op, Request};
+use machine::{Buffer, Length, Op, Request, Sharing};
 use vmm_sys_util::tempfile::TempFile;
 
 const SIZE: u64 = 64 << 10;
@@ -76,32 +76,84 @@ impl Kind {
 
 /// A request: header, data and status.
 #[derive(Arbitrary, Debug)]
-struct DiskRequest {
-    queue: u8,
-    kind: u8,
-    sector: u8,
-    data: Vec<u8>,
-    len: Length,
+enum DiskRequest {
+    Any {
+        queue: u8,
+        kind: u8,
+        sector: u8,
+        data: Vec<u8>,
+        len: Length,
+    },
+    /// Discards, or writes of zeroes: sectors, how many, and flags.
+    Segments {
+        queue: u8,
+        is_discard: bool,
+        segments: Vec<(u8, u8, u8)>,
+    },
 }
 
 impl Request for DiskRequest {
     fn chain(self) -> (u8, Vec<Buffer>) {
-        let mut header = vec![0; 16];
-        // The highest bit is for what the disk does not know.
-        header[0] = self.kind & 0x8f;
-        header[8] = self.sector;
-        // The device writes what is read, and its id (8); it reads what is written, and segments.
-        let data = match self.kind & 0xf {
-            0 | 8 => Buffer::writable(self.len, self.data),
-            _ => Buffer::readable_of(self.len, self.data),
+        let (queue, kind, sector, data) = match self {
+            Self::Any {
+                queue,
+                kind,
+                sector,
+                data,
+                len,
+            } => {
+                // The highest bit is for what the disk does not know.
+                let kind = kind & 0x8f;
+                // The device writes what is read, and its id (8).
+                let data = match kind {
+                    0 | 8 => Buffer::writable(len, data),
+                    _ => Buffer::readable_of(len, data),
+                };
+                (queue, kind, sector, data)
+            }
+            Self::Segments {
+                queue,
+                is_discard,
+                segments,
+            } => {
+                let segment = |(sector, count, flags): (u8, u8, u8)| {
+                    let count = u64::from(count) | u64::from(flags & 3) << 32;
+                    [u64::from(sector), count].map(u64::to_le_bytes).concat()
+                };
+                let kind = if is_discard { 11 } else { 13 };
+                let data = segments.into_iter().flat_map(segment).collect();
+                (queue, kind, 0, Buffer::readable(data))
+            }
         };
+        let mut header = vec![0; 16];
+        header[0] = kind;
+        header[8] = sector;
         let status = Buffer::writable(Length::Small(1), Vec::new());
-        (self.queue, vec![Buffer::readable(header), data, status])
+        (queue, vec![Buffer::readable(header), data, status])
     }
 }
 
-fuzz_target!(|input: (Kind, Vec<Op<DiskRequest>>)| {
+/// What the host does to the file.
+#[derive(Arbitrary, Debug)]
+enum HostEvent {
+    /// Cuts it short, or makes it longer.
+    SetLen { sectors: u8 },
+    /// Tells the device to look.
+    Resize,
+}
+
+fuzz_target!(|input: (Kind, Vec<Op<DiskRequest, HostEvent>>)| {
     let (kind, ops) = input;
-    machine::drive(kind.device(), ops, |_| ());
-    assert_eq!(IMAGE.metadata().unwrap().len(), SIZE);
+    let mut longest = SIZE;
+    IMAGE.set_len(longest).unwrap();
+    let device = Arc::new(Mutex::new(kind.device()));
+    machine::drive_with(Sharing::Private, device.clone(), ops, |event| match event {
+        HostEvent::SetLen { sectors } => {
+            let len = u64::from(sectors) << 9;
+            IMAGE.set_len(len).unwrap();
+            longest = longest.max(len);
+        }
+        HostEvent::Resize => device.lock().unwrap().resize(),
+    });
+    assert!(IMAGE.metadata().unwrap().len() <= longest);
 });

@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use arbitrary::Arbitrary;
@@ -120,6 +121,7 @@ fuzz_target!(|input: (Vec<Answer>, Vec<Op<FuseRequest, Vec<u8>>>)| {
     let mut end = theirs.try_clone().unwrap();
     let process = thread::spawn(move || serve(theirs, answers));
     if let Ok(fs) = Fs::new("tag", ours, None) {
+        let fs = Arc::new(Mutex::new(fs));
         machine::drive_with(Sharing::Shared, fs, ops, |data| match data.as_slice() {
             [] => drop(end.shutdown(Shutdown::Both)),
             // What nobody asked for.

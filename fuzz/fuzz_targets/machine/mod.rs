@@ -180,13 +180,14 @@ pub fn drive<R: Request, A>(
     ops: Vec<Op<R, A>>,
     arrive: impl FnMut(A),
 ) {
+    let device = Arc::new(Mutex::new(device));
     drive_with(Sharing::Private, device, ops, arrive);
 }
 
-/// As [`drive`], with memory of another kind.
+/// As [`drive`], with memory of another kind, or a device that others know too.
 pub fn drive_with<R: Request, A>(
     sharing: Sharing,
-    device: impl VirtioDevice + 'static,
+    device: Arc<Mutex<dyn VirtioDevice>>,
     ops: Vec<Op<R, A>>,
     mut arrive: impl FnMut(A),
 ) {
@@ -211,10 +212,9 @@ pub fn drive_with<R: Request, A>(
 }
 
 impl Machine {
-    fn new(sharing: Sharing, device: impl VirtioDevice + 'static) -> Self {
+    fn new(sharing: Sharing, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         let mem = memory::fresh(sharing);
         let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
-        let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new("fuzzed", device, mem.clone(), irqfd).unwrap();
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(Box::new(transport.subscriber()) as Box<dyn MutEventSubscriber>);
