@@ -142,6 +142,8 @@ impl Bus {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[derive(Default)]
@@ -206,5 +208,54 @@ mod tests {
             Err(BusError::Range { .. })
         ));
         bus.insert(0x20, 1, "b", probe()).unwrap();
+    }
+
+    /// Answers with its own number, and with where it was asked.
+    struct Named(u8);
+
+    impl BusDevice for Named {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            let end = offset + data.len() as u64;
+            data.fill(self.0);
+            if let [_, second, ..] = data {
+                *second = u8::try_from(end).unwrap();
+            }
+        }
+        fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    }
+
+    proptest! {
+        /// If it fails, an access reaches a device that does not have all of its bytes, or devices
+        /// share an address.
+        #[test]
+        fn each_address_has_at_most_one_device(
+            ranges in proptest::collection::vec((0..64usize, 0..20usize), 0..12),
+        ) {
+            let mut bus = Bus::new();
+            // Which device has an address, and where its range starts.
+            let mut owners = [None; 96];
+            for (number, (base, len)) in (0..).zip(ranges) {
+                let device = Arc::new(Mutex::new(Named(number)));
+                let result = bus.insert(base as u64, len as u64, "named", device);
+                let range = &mut owners[base..base + len];
+                let is_free = range.iter().all(Option::is_none);
+                prop_assert_eq!(result.is_ok(), len > 0 && is_free, "{}+{}", base, len);
+                if result.is_ok() {
+                    range.fill(Some((number, base)));
+                }
+            }
+            for (address, len) in (0..88).flat_map(|at| (1..=8).map(move |len| (at, len))) {
+                let mut data = vec![0; len];
+                let is_answered = bus.read(address as u64, &mut data);
+                let owner = owners[address];
+                let is_one = owners[address..address + len].iter().all(|other| *other == owner);
+                let owner = owner.filter(|_| is_one);
+                prop_assert_eq!(is_answered, owner.is_some(), "{}+{}", address, len);
+                prop_assert_eq!(data[0], owner.map_or(0xff, |(number, _)| number));
+                if let (Some((_, start)), Some(end)) = (owner, data.get(1)) {
+                    prop_assert_eq!(usize::from(*end), address + len - start);
+                }
+            }
+        }
     }
 }
