@@ -50,6 +50,22 @@ pub fn fresh(sharing: Sharing) -> GuestMemory {
     (*mem).clone()
 }
 
+/// Lets nobody touch `mem` while `work` goes on: who does is caught.
+pub fn without(mem: &GuestMemory, work: impl FnOnce()) {
+    protect(mem, libc::PROT_NONE);
+    work();
+    protect(mem, ACCESS);
+}
+
+fn protect(mem: &GuestMemory, access: libc::c_int) {
+    for region in mem.iter() {
+        let start = region.as_volatile_slice().unwrap();
+        let start = start.ptr_guard_mut().as_ptr();
+        // SAFETY: a mapping of ours, which nobody has a reference into.
+        assert_eq!(unsafe { libc::mprotect(start.cast(), REGION, access) }, 0);
+    }
+}
+
 fn map(file: Option<Arc<File>>) -> GuestMemory {
     let len = 2 * (GUARD + REGION) + GUARD;
     // SAFETY: a new mapping, wherever there is room.
