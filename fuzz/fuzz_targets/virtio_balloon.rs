@@ -12,7 +12,7 @@ use cofferdam_devices::virtio::balloon::{Balloon, BalloonOptions};
 use cofferdam_devices::virtio::{ActivateError, Activation, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events};
 use libfuzzer_sys::fuzz_target;
-use machine::{Buffer, Length, Op, Request};
+use machine::{Buffer, Length, Op, Request, Sharing};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Page numbers to take or to give, or statistics.
@@ -35,7 +35,6 @@ enum BalloonRequest {
     Run {
         queue: u8,
         number: u8,
-        pages: Vec<Length>,
     },
 }
 
@@ -57,24 +56,29 @@ impl Request for BalloonRequest {
                 let entries = entries.into_iter().flat_map(entry).collect();
                 (queue, vec![Buffer::readable(entries)])
             }
-            Self::Free { queue, pages } => (queue, writable(pages).collect()),
-            Self::Run {
-                queue,
-                number,
-                pages,
-            } => {
-                let number = u32::from(number).to_le_bytes().to_vec();
-                let number = std::iter::once(Buffer::readable(number));
-                (queue, number.chain(writable(pages)).collect())
+            Self::Free { queue, pages } => {
+                let buffers = pages
+                    .into_iter()
+                    .map(|len| Buffer::writable(len, Vec::new()));
+                (queue, buffers.collect())
+            }
+            Self::Run { queue, number } => {
+                let number = u32::from(number % 8).to_le_bytes().to_vec();
+                (queue, vec![Buffer::readable(number)])
             }
         }
     }
 }
 
-fn writable(pages: Vec<Length>) -> impl Iterator<Item = Buffer> {
-    pages
-        .into_iter()
-        .map(|len| Buffer::writable(len, Vec::new()))
+/// What the host does.
+#[derive(Arbitrary, Debug)]
+enum Event {
+    /// Wants another size, in bytes.
+    Target(u64),
+    /// Wants statistics.
+    Statistics,
+    /// Wants hints.
+    Hints,
 }
 
 /// A balloon whose timers are the fuzzer's.
@@ -82,8 +86,6 @@ struct Hasty {
     balloon: Balloon,
     /// For statistics and for hints.
     timers: [EventFd; 2],
-    /// What the host wants next, in bytes.
-    target: Arc<Mutex<Option<u64>>>,
 }
 
 impl VirtioDevice for Hasty {
@@ -141,9 +143,6 @@ impl VirtioDevice for Hasty {
         if let Some(timer) = self.timers.get(events.data() as usize) {
             let _ = timer.read();
         }
-        if let Some(target) = self.target.lock().unwrap().take() {
-            self.balloon.set_target(target);
-        }
         VirtioDevice::host_event(&mut self.balloon, events, ops);
         if let Some(stats) = self.balloon.stats() {
             let _ = stats.to_string();
@@ -151,7 +150,7 @@ impl VirtioDevice for Hasty {
     }
 }
 
-fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest>>)| {
+fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest, Event>>)| {
     let (target, kind, ops) = input;
     let options = BalloonOptions {
         target,
@@ -162,16 +161,13 @@ fuzz_target!(|input: (u64, u8, Vec<Op<BalloonRequest>>)| {
     };
     let timers = [0, 1].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
     let rings = timers.each_ref().map(|timer| timer.try_clone().unwrap());
-    let next = Arc::new(Mutex::new(None));
-    let device = Hasty {
+    let device = Arc::new(Mutex::new(Hasty {
         balloon: Balloon::new(options).unwrap(),
         timers,
-        target: next.clone(),
-    };
-    machine::drive(device, ops, |data: Vec<u8>| {
-        if let Ok(bytes) = data.as_slice().try_into() {
-            *next.lock().unwrap() = Some(u64::from_le_bytes(bytes));
-        }
-        rings[data.len() % 2].write(1).unwrap();
+    }));
+    machine::drive_with(Sharing::Private, device.clone(), ops, |event| match event {
+        Event::Target(bytes) => device.lock().unwrap().balloon.set_target(bytes),
+        Event::Statistics => rings[0].write(1).unwrap(),
+        Event::Hints => rings[1].write(1).unwrap(),
     });
 });
