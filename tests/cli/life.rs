@@ -56,7 +56,7 @@ fn threads(vm: &Running) -> Vec<String> {
 /// Waits until the vCPUs have their threads, named after them, and there is no other but the main
 /// loop's.
 #[track_caller]
-fn wait_for_vcpus(vm: &Running, count: usize) {
+pub(super) fn wait_for_vcpus(vm: &Running, count: usize) {
     let mut wanted: Vec<_> = (0..count).map(|id| format!("vcpu{id}")).collect();
     wanted.insert(0, "cofferdam".into());
     assert!(eventually(|| threads(vm) == wanted), "{:?}", threads(vm));

@@ -340,6 +340,8 @@ fn a_disk_in_use_is_refused() {
     assert!(super::harness::eventually(|| !can_lock(path)));
     let pid = format!("(pid {})", first.id());
     finish(boot(&dir, "off", &args)).refused(3, &["disk", &disk, "in use", &pid, "ro"]);
+    // Before its vCPUs run, a signal may end it as it ends any program.
+    super::life::wait_for_vcpus(&first, 1);
     signal(&first, libc::SIGTERM);
     finish(first).expect(143);
     finish(boot(&dir, "off", &args)).expect(0);
