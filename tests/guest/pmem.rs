@@ -157,13 +157,14 @@ fn eight_guests_share_one_image() {
         "before {before:?}, after each {figures:?}, image {}",
         image_cached()
     );
-    let (cached, anonymous, _) = figures[GUESTS - 1];
-    let size = (SIZE as u64) << 10;
-    assert!(
-        cached < before.0 + size + (16 << 10),
-        "{before:?} {figures:?}"
-    );
-    assert!(anonymous < before.1 + (32 << 10), "{before:?} {figures:?}");
+    // Other tests run beside this one, so the host's own figures are only printed. What each monitor
+    // has for itself has no room for the image, and what it shares is the page cache's one copy.
+    for (_, _, (own, shared)) in &figures {
+        assert!(
+            *own < 80 << 10 && *shared >= (SIZE as u64) << 10,
+            "{figures:?}"
+        );
+    }
     assert!(image_cached() >= (SIZE as u64) << 20);
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 
 use super::QueueError;
 use crate::GuestMemory;
@@ -26,6 +26,26 @@ pub struct Buffers {
     first: usize,
     /// Bytes left in all.
     len: usize,
+    /// The region that the last buffer lay in: nearly always that of the next one, too.
+    region: Option<Region>,
+}
+
+/// A region of guest memory, as the host has it mapped.
+#[derive(Clone, Copy)]
+struct Region {
+    start: GuestAddress,
+    len: u64,
+    host: *mut u8,
+}
+
+impl Region {
+    /// Where `count` bytes at `addr` are in the host, if all of them are in the region.
+    fn find(&self, addr: GuestAddress, count: usize) -> Option<*mut u8> {
+        let offset = addr.0.checked_sub(self.start.0)?;
+        let end = offset.checked_add(count as u64)?;
+        let offset = usize::try_from(offset).ok()?;
+        (end <= self.len).then(|| self.host.wrapping_add(offset))
+    }
 }
 
 // SAFETY: the pointers lead into guest memory that `mem` keeps mapped; guest memory is shared with
@@ -52,17 +72,43 @@ impl Buffers {
     pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
         let outside = || QueueError::Buffer { addr: addr.0, len };
         let count = usize::try_from(len).map_err(|_| outside())?;
-        for slice in self.mem.get_slices(addr, count) {
-            let slice = slice.map_err(|_| outside())?;
-            if self.pieces.len() == MAX_PIECES {
-                return Err(QueueError::Pieces);
-            }
-            self.pieces.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
+        let is_known = |region: &Region| region.find(addr, count).is_some();
+        if !self.region.as_ref().is_some_and(is_known) {
+            self.region = self.mem.find_region(addr).map(|region| Region {
+                start: region.start_addr(),
+                len: region.len(),
+                host: region.as_ptr(),
             });
-            self.len += slice.len();
         }
+        let whole = self.region.and_then(|region| region.find(addr, count));
+        if let Some(host) = whole.filter(|_| count > 0) {
+            return self.push_piece(libc::iovec {
+                iov_base: host.cast(),
+                iov_len: count,
+            });
+        }
+        let slices = self.mem.get_slices(addr, count);
+        let pieces: Result<Vec<_>, _> = slices
+            .map(|slice| {
+                slice.map(|slice| libc::iovec {
+                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                    iov_len: slice.len(),
+                })
+            })
+            .collect();
+        let pieces = pieces.map_err(|_| outside())?;
+        pieces
+            .into_iter()
+            .try_for_each(|piece| self.push_piece(piece))
+    }
+
+    /// Adds a piece of guest memory.
+    fn push_piece(&mut self, piece: libc::iovec) -> Result<(), QueueError> {
+        if self.pieces.len() == MAX_PIECES {
+            return Err(QueueError::Pieces);
+        }
+        self.len += piece.iov_len;
+        self.pieces.push(piece);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
 use super::{Buffers, QueueError};
 use crate::GuestMemory;
@@ -33,20 +33,39 @@ pub(super) struct Table {
 }
 
 impl Table {
-    fn read(self, mem: &GuestMemory, index: u16) -> Result<Descriptor, QueueError> {
+    /// The whole table as the host sees it: found once, not for each descriptor. `None` if it is not
+    /// in one piece, or not guest memory.
+    fn map(self, mem: &GuestMemory) -> Option<VolatileSlice<'_>> {
+        let len = usize::from(self.size) * DESCRIPTOR_SIZE as usize;
+        mem.get_slice(self.addr, len).ok()
+    }
+
+    /// One read: the driver cannot change the descriptor between the check and the use.
+    fn read(
+        self,
+        mem: &GuestMemory,
+        mapped: Option<&VolatileSlice<'_>>,
+        index: u16,
+    ) -> Result<Descriptor, QueueError> {
         if index >= self.size {
             return Err(QueueError::DescriptorIndex {
                 index,
                 size: self.size,
             });
         }
-        let offset = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
-        self.addr
-            .0
-            .checked_add(offset)
-            // One read: the driver cannot change the descriptor between the check and the use.
-            .and_then(|addr| mem.read_obj::<Descriptor>(GuestAddress(addr)).ok())
-            .ok_or(QueueError::Table { addr: self.addr.0 })
+        let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
+        let descriptor = match mapped {
+            Some(table) => table
+                .get_ref(offset)
+                .ok()
+                .map(|descriptor| descriptor.load()),
+            None => self
+                .addr
+                .0
+                .checked_add(offset as u64)
+                .and_then(|addr| mem.read_obj(GuestAddress(addr)).ok()),
+        };
+        descriptor.ok_or(QueueError::Table { addr: self.addr.0 })
     }
 }
 
@@ -80,17 +99,19 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         let (mut table, mut index) = (table, head);
+        let mut mapped = table.map(mem);
         let mut is_indirect = false;
         let mut total = 0u32;
         // An indirect descriptor is one step of its own; a loop runs into the limit.
         for _ in 0..=limit {
-            let descriptor = table.read(mem, index)?;
+            let descriptor = table.read(mem, mapped.as_ref(), index)?;
             let is = |flag: u32| u32::from(descriptor.flags()) & flag != 0;
             if is(VRING_DESC_F_INDIRECT) {
                 if is_indirect || is(VRING_DESC_F_NEXT) {
                     return Err(QueueError::IndirectPlace);
                 }
                 table = indirect_table(&descriptor)?;
+                mapped = table.map(mem);
                 (is_indirect, index) = (true, 0);
                 continue;
             }

@@ -30,7 +30,9 @@ impl IrqLine {
 
 impl Line for IrqLine {
     fn ring(&self) {
-        for is_high in [true, false] {
+        // Lowered first: the line rests high, so that whoever rings it at the same time either makes
+        // an edge or is covered by one that comes later than both began.
+        for is_high in [false, true] {
             // Fails for a line that is not there only, and this one was there at the start.
             if let Err(error) = self.vm.set_irq_line(self.gsi, is_high) {
                 log::error!("interrupt line {}: {error}", self.gsi);

@@ -2,7 +2,7 @@
 //! enforced, so that no request keeps the event loop for long.
 
 /// Entries of the queue.
-pub(super) const QUEUE_SIZE: u16 = 256;
+pub(super) const QUEUE_SIZE: u16 = 512;
 /// Pieces of data in one request: what a chain has room for beside header and status.
 pub(super) const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Bytes of one such piece.

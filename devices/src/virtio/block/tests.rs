@@ -311,7 +311,7 @@ fn the_configuration_says_what_is_enforced() {
     let (_dir, path) = image(8 * 512 + 100);
     let mut driver = MockDriver::started(block(&path), ALL);
     assert_eq!(driver.config(0, 8), 8u64.to_le_bytes());
-    assert_eq!(driver.config(8, 8), [0, 0, 16, 0, 254, 0, 0, 0]);
+    assert_eq!(driver.config(8, 8), [0, 0, 16, 0, 254, 1, 0, 0]);
     assert_eq!(driver.config(20, 4), 512u32.to_le_bytes());
     assert_eq!(driver.config(52, 4), 1u32.to_le_bytes());
     assert_eq!(driver.config(58, 8), [0; 8]);
