@@ -107,6 +107,11 @@ impl Boot {
         }
     }
 
+    /// All that the guest has said so far.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.output).into_owned()
+    }
+
     /// Reads until the monitor has ended. Returns when it had, in ns since the start.
     pub fn wait_for_end(mut self) -> Result<u64, BootError> {
         while self.read("its end")? {}

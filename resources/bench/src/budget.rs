@@ -1,22 +1,79 @@
 //! The promises that a release keeps, and whether this build does.
 
-use crate::report::{Bound, Budget, Report, Row};
-use crate::rows::{DEFAULT_ROW, DEVICES_ROW, PEER_ROWS};
+use crate::report::{Bound, Budget, Host, IoSet, Lab, Report, Row};
+use crate::rows::{ALL_ROW, DEFAULT_ROW, DEVICES_ROW, PEER_ROWS};
 
-/// Compares the report with what is promised. What was not measured is not kept.
+/// Compares the report with what is promised of what was asked for. What could not be measured is
+/// not kept.
 pub fn check(report: &Report) -> Vec<Budget> {
-    let ours = report.lab.row(DEFAULT_ROW);
-    let devices = report.lab.row(DEVICES_ROW);
+    let host = report.host.as_ref();
+    let boots = report.lab.iter().flat_map(|lab| boots(lab, host));
+    boots.chain(report.io.iter().flat_map(io)).collect()
+}
+
+/// What is promised of input and output.
+fn io(set: &IoSet) -> Vec<Budget> {
+    let times_as_fast = |name: &str, job: &str, limit, goal| {
+        let speed = set.speed(DEFAULT_ROW, job);
+        budget(
+            name,
+            "times QEMU's rate",
+            Bound::AtLeast,
+            limit,
+            Some(goal),
+            speed,
+        )
+    };
+    let mut budgets = match &*set.id {
+        "block" => vec![
+            times_as_fast(
+                "virtio-blk, direct reads of 1 MiB",
+                "block:read:1048576:sequential:direct:1",
+                1.5,
+                2.0,
+            ),
+            times_as_fast(
+                "virtio-blk, direct reads of 4 KiB",
+                "block:read:4096:random:direct:1",
+                3.5,
+                5.0,
+            ),
+        ],
+        _ => Vec::new(),
+    };
+    let ours = set.rows.iter().filter(|row| row.is_ours());
+    let most = ours
+        .flat_map(|row| &row.jobs)
+        .map(|job| job.user_exits_per_operation)
+        .reduce(f64::max);
+    budgets.push(budget(
+        &format!(
+            "{}, exits to user space for an operation, of any job",
+            set.title
+        ),
+        "exits",
+        Bound::AtMost,
+        0.01,
+        Some(0.0),
+        most,
+    ));
+    budgets
+}
+
+/// What is promised of a boot.
+fn boots(lab: &Lab, host: Option<&Host>) -> Vec<Budget> {
+    let ours = lab.row(DEFAULT_ROW);
+    let number = |value: u64| u32::try_from(value).map_or(f64::INFINITY, f64::from);
+    let rss = |id| lab.row(id).map(|row| number(row.memory.monitor_rss_kib));
     let init = |row: &Row| row.stages.init_ms.median;
     // The peer at its best.
     let peer = PEER_ROWS
         .iter()
-        .filter_map(|id| report.lab.row(id))
+        .filter_map(|id| lab.row(id))
         .map(init)
         .reduce(f64::min);
     let margin = peer.zip(ours.map(init)).map(|(peer, ours)| peer - ours);
-    let host = report.host.as_ref().map(|host| host.first_entry_ms.median);
-    let number = |value: u64| u32::try_from(value).map_or(f64::INFINITY, f64::from);
+    let host = host.map(|host| host.first_entry_ms.median);
     let at_most =
         |name, unit, limit, goal, value| budget(name, unit, Bound::AtMost, limit, goal, value);
     vec![
@@ -47,7 +104,14 @@ pub fn check(report: &Report) -> Vec<Budget> {
             "KiB",
             2560.0,
             Some(1536.0),
-            devices.map(|row| number(row.memory.monitor_rss_kib)),
+            rss(DEVICES_ROW),
+        ),
+        at_most(
+            "monitor-only RSS with block, net, vsock, pmem, rng and balloon",
+            "KiB",
+            3072.0,
+            None,
+            rss(ALL_ROW),
         ),
         at_most(
             "process start to first KVM_RUN on the host's own KVM",
@@ -85,7 +149,7 @@ fn budget(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::{report, row};
+    use crate::report::tests::{io_set, report, row};
 
     fn held(report: &Report) -> Vec<bool> {
         check(report).iter().map(|budget| budget.held).collect()
@@ -97,9 +161,29 @@ mod tests {
         let rows = vec![
             row(DEFAULT_ROW, 50.0),
             row(DEVICES_ROW, 60.0),
+            row(ALL_ROW, 60.0),
             row(PEER_ROWS[0], 112.0),
         ];
-        assert_eq!(held(&report(rows)), [true; 5]);
+        assert_eq!(held(&report(rows)), [true; 6]);
+    }
+
+    /// If it fails, a device that is too slow or asks user space for each request passes.
+    #[test]
+    fn input_and_output_have_limits() {
+        let held = |set: IoSet| {
+            io(&set)
+                .iter()
+                .map(|budget| budget.held)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(held(io_set(3.5, 1.0)), [true, true, true]);
+        assert_eq!(held(io_set(3.4, 1.0)), [true, false, true]);
+        let mut exits = io_set(1.4, 1.0);
+        exits.rows[0].jobs[9].user_exits_per_operation = 0.02;
+        assert_eq!(held(exits), [false, false, false]);
+        let mut missing = io_set(3.5, 1.0);
+        missing.rows.truncate(1);
+        assert_eq!(held(missing), [false, false, true]);
     }
 
     /// If it fails, a build that is too slow or too fat passes.
@@ -110,9 +194,11 @@ mod tests {
         ours.nested_page_faults = 61;
         let mut devices = row(DEVICES_ROW, 60.0);
         devices.memory.monitor_rss_kib = 2561;
-        let mut report = report(vec![ours, devices, row(PEER_ROWS[0], 112.0)]);
+        let mut all = row(ALL_ROW, 60.0);
+        all.memory.monitor_rss_kib = 3073;
+        let mut report = report(vec![ours, devices, all, row(PEER_ROWS[0], 112.0)]);
         report.host.as_mut().unwrap().first_entry_ms.median = 8.1;
-        assert_eq!(held(&report), [false; 5]);
+        assert_eq!(held(&report), [false; 6]);
     }
 
     /// If it fails, we win by comparing with the peer's slower configuration.
@@ -131,6 +217,6 @@ mod tests {
     fn what_was_not_measured_is_not_held() {
         let mut report = report(Vec::new());
         report.host = None;
-        assert_eq!(held(&report), [false; 5]);
+        assert_eq!(held(&report), [false; 6]);
     }
 }

@@ -2,21 +2,22 @@
 
 use std::env;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
-use crate::report::Lab;
+use serde::de::DeserializeOwned;
+
+use crate::io::Set;
+use crate::report::{IoSet, Lab};
 use crate::rows::Places;
+use crate::what::What;
 
 /// Where the included files are in the lab.
 const INSIDE: &str = "/bench";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// What `-M microvm` loads: its firmware.
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
-/// What the program writes there.
-const RESULT: &str = "lab.json";
-/// Seconds of wall time for all boots: three times what they take on two busy CPUs.
+/// Seconds of wall time for one start: three times what it takes on two busy CPUs.
 const TIMEOUT: &str = "400";
 /// The lab's own code for a timeout.
 const TIMED_OUT: i32 = 124;
@@ -31,10 +32,10 @@ const DELAY_MICROS: u32 = 1370;
 pub enum LabError {
     /// A file that is needed is not to be had.
     #[error("{0}")]
-    File(PathBuf, #[source] io::Error),
+    File(PathBuf, #[source] std::io::Error),
     /// The lab did not end well.
     #[error("the lab ended with {0}; what went wrong is said above")]
-    Failed(std::process::ExitStatus),
+    Failed(ExitStatus),
     /// What it left is not ours.
     #[error("{0} is no result")]
     Result(PathBuf, #[source] serde_json::Error),
@@ -49,8 +50,10 @@ pub struct Setup {
     pub monitor: PathBuf,
     /// The kernel.
     pub kernel: PathBuf,
-    /// The initramfs.
+    /// The initramfs of the guests that only boot.
     pub initrd: PathBuf,
+    /// The initramfs of the guests that do input and output.
+    pub io_initrd: PathBuf,
     /// For the lab's results, and raw traces if asked for.
     pub output: PathBuf,
     /// Runs of each kind.
@@ -71,63 +74,86 @@ pub fn places_inside() -> Places {
     }
 }
 
-/// Runs `measure` of this program in the lab.
-pub fn measure(setup: &Setup) -> Result<Lab, LabError> {
-    fs::create_dir_all(&setup.output)
-        .map_err(|error| LabError::File(setup.output.clone(), error))?;
-    let output = absolute(&setup.output)?;
-    let mut status = start(setup, &output, 0)?;
-    for number in 1..TRIES {
-        if status.code() != Some(TIMED_OUT) {
-            break;
-        }
-        eprintln!("bench: the lab's counted time stands still, which can happen; trying again");
-        status = start(setup, &output, number)?;
+impl Setup {
+    /// Measures boots.
+    pub fn boots(&self) -> Result<Lab, LabError> {
+        self.measure(What::Boot, &self.initrd)
     }
-    if !status.success() {
-        return Err(LabError::Failed(status));
-    }
-    let path = output.join(RESULT);
-    let text = fs::read_to_string(&path).map_err(|error| LabError::File(path.clone(), error))?;
-    serde_json::from_str(&text).map_err(|error| LabError::Result(path, error))
-}
 
-fn start(setup: &Setup, output: &Path, number: u32) -> Result<std::process::ExitStatus, LabError> {
-    let this = env::current_exe().map_err(|error| LabError::File("this program".into(), error))?;
-    let inside = places_inside();
-    let program = Path::new(INSIDE).join("cofferdam-bench");
-    let mut command = Command::new(&setup.lab);
-    command
-        .args(["--deterministic", "--timeout", TIMEOUT, "--results"])
-        .arg(output);
-    let mut include = |from: &Path, to: &Path| {
-        command
-            .arg("--include")
-            .arg(format!("{}={}", from.display(), to.display()));
-    };
-    include(&this, &program);
-    include(&absolute(&setup.monitor)?, &inside.cofferdam);
-    include(&absolute(&setup.kernel)?, &inside.kernel);
-    include(&absolute(&setup.initrd)?, &inside.initrd);
-    include(Path::new(QEMU), &inside.qemu);
-    include(Path::new(FIRMWARE), Path::new(FIRMWARE));
-    // The name that other builds of QEMU give it.
-    include(
-        Path::new(FIRMWARE),
-        &Path::new(FIRMWARE).with_file_name("bios-microvm.bin"),
-    );
-    command
-        .arg("--")
-        .arg(program)
-        .args(["measure", "--runs", &setup.runs.to_string()]);
-    command.arg("--output").arg(output.join(RESULT));
-    command.args(["--delay", &(DELAY_MICROS * number).to_string()]);
-    if setup.traces {
-        command.arg("--traces").arg(output);
+    /// Measures input and output.
+    pub fn io(&self, set: Set) -> Result<IoSet, LabError> {
+        self.measure(What::Io(set), &self.io_initrd)
     }
-    command
-        .status()
-        .map_err(|error| LabError::File(setup.lab.clone(), error))
+
+    /// Runs `measure` of this program in the lab, until it ends in time.
+    fn measure<T: DeserializeOwned>(&self, what: What, initrd: &Path) -> Result<T, LabError> {
+        // A directory for each, so that one's failure does not show the other's figures.
+        let output = self.output.join(what.id());
+        fs::create_dir_all(&output).map_err(|error| LabError::File(output.clone(), error))?;
+        let path = absolute(&output)?.join("figures.json");
+        let mut status = self.start(what, initrd, &path, 0)?;
+        for number in 1..TRIES {
+            if status.code() != Some(TIMED_OUT) {
+                break;
+            }
+            eprintln!("bench: the lab's counted time stands still, which can happen; trying again");
+            status = self.start(what, initrd, &path, number)?;
+        }
+        if !status.success() {
+            return Err(LabError::Failed(status));
+        }
+        let text =
+            fs::read_to_string(&path).map_err(|error| LabError::File(path.clone(), error))?;
+        serde_json::from_str(&text).map_err(|error| LabError::Result(path, error))
+    }
+
+    fn start(
+        &self,
+        what: What,
+        initrd: &Path,
+        result: &Path,
+        number: u32,
+    ) -> Result<ExitStatus, LabError> {
+        let this =
+            env::current_exe().map_err(|error| LabError::File("this program".into(), error))?;
+        let inside = places_inside();
+        let program = Path::new(INSIDE).join("cofferdam-bench");
+        let output = result.parent().unwrap_or(Path::new("/"));
+        let mut command = Command::new(&self.lab);
+        command
+            .args(["--deterministic", "--timeout", TIMEOUT, "--results"])
+            .arg(output);
+        let mut include = |from: &Path, to: &Path| {
+            command
+                .arg("--include")
+                .arg(format!("{}={}", from.display(), to.display()));
+        };
+        include(&this, &program);
+        include(&absolute(&self.monitor)?, &inside.cofferdam);
+        include(&absolute(&self.kernel)?, &inside.kernel);
+        include(&absolute(initrd)?, &inside.initrd);
+        include(Path::new(QEMU), &inside.qemu);
+        include(Path::new(FIRMWARE), Path::new(FIRMWARE));
+        // The name that other builds of QEMU give it.
+        include(
+            Path::new(FIRMWARE),
+            &Path::new(FIRMWARE).with_file_name("bios-microvm.bin"),
+        );
+        command
+            .arg("--")
+            .arg(program)
+            .args(["measure", what.id()])
+            .args(["--runs", &self.runs.to_string()])
+            .arg("--output")
+            .arg(result)
+            .args(["--delay", &(DELAY_MICROS * number).to_string()]);
+        if self.traces {
+            command.arg("--traces").arg(output);
+        }
+        command
+            .status()
+            .map_err(|error| LabError::File(self.lab.clone(), error))
+    }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, LabError> {

@@ -1,9 +1,10 @@
-//! `cofferdam-bench`: boots the same guest under Cofferdam and under QEMU's `microvm` machine in
+//! `cofferdam-bench`: runs the same guest under Cofferdam and under QEMU's `microvm` machine in
 //! one start of the lab, in deterministic mode, and says how they compare. See `docs/bench.md`.
 
 mod boot;
 mod budget;
 mod host;
+mod io;
 mod lab;
 mod measure;
 mod memory;
@@ -12,10 +13,11 @@ mod rows;
 mod svg;
 mod table;
 mod trace;
+mod what;
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -24,10 +26,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use report::{Report, SCHEMA};
+use what::What;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Measures boots beside QEMU microvm, checks the budgets and draws the chart.
+/// Measures boots, input and output beside QEMU microvm, checks the budgets and draws the chart.
 ///
 /// Exits with 0 if all budgets are kept, 1 if one is broken (all figures are printed in any case),
 /// and 2 if there are no figures.
@@ -49,6 +52,7 @@ enum Command {
     /// The part that runs in the lab.
     #[command(hide = true)]
     Measure {
+        what: What,
         #[arg(long)]
         runs: u32,
         #[arg(long)]
@@ -63,6 +67,9 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct Options {
+    /// What is measured, comma-separated [default: everything].
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    only: Vec<What>,
     /// Runs of each kind, after one that does not count.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
@@ -76,7 +83,7 @@ struct Options {
     #[arg(long)]
     traces: bool,
     /// Measure nothing: print, draw and check the figures of an earlier JSON file.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "traces"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "runs", "traces"])]
     from: Option<PathBuf>,
     /// The monitor.
     #[arg(
@@ -92,6 +99,10 @@ struct Options {
     /// [resources/bench/run: resources/rootfs's].
     #[arg(long, value_name = "FILE", required_unless_present = "from")]
     initrd: Option<PathBuf>,
+    /// The initramfs for input and output, whose init does the jobs that it is told
+    /// [resources/bench/run: resources/rootfs's].
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    io_initrd: Option<PathBuf>,
     /// What starts the lab.
     #[arg(long, value_name = "FILE", default_value = "tests/lab/run")]
     lab: PathBuf,
@@ -101,13 +112,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Measure {
+            what,
             runs,
             output,
             traces,
             delay,
         }) => {
             thread::sleep(Duration::from_micros(delay));
-            measure_inside(runs, &output, traces.as_deref()).map(|()| true)
+            measure_inside(what, runs, &output, traces.as_deref()).map(|()| true)
         }
         None => bench(&cli.options),
     };
@@ -132,9 +144,13 @@ fn complain(error: &dyn Error) {
     eprintln!();
 }
 
-fn measure_inside(runs: u32, output: &Path, traces: Option<&Path>) -> Result<()> {
-    let lab = measure::measure(&lab::places_inside(), runs, traces)?;
-    Ok(fs::write(output, serde_json::to_string(&lab)?)?)
+fn measure_inside(what: What, runs: u32, output: &Path, traces: Option<&Path>) -> Result<()> {
+    let places = lab::places_inside();
+    let figures = match what {
+        What::Boot => serde_json::to_string(&measure::measure(&places, runs, traces)?)?,
+        What::Io(set) => serde_json::to_string(&io::measure::measure(set, &places, runs, traces)?)?,
+    };
+    Ok(fs::write(output, figures)?)
 }
 
 /// All of it; true if all budgets are kept.
@@ -148,8 +164,10 @@ fn bench(options: &Options) -> Result<bool> {
         &options.json,
         &(serde_json::to_string_pretty(&report)? + "\n"),
     )?;
-    write(&options.svg, &svg::render(&report))?;
-    io::stdout().write_all(table::render(&report).as_bytes())?;
+    if let Some(lab) = &report.lab {
+        write(&options.svg, &svg::render(lab))?;
+    }
+    std::io::stdout().write_all(table::render(&report).as_bytes())?;
     let broken: Vec<_> = report
         .budgets
         .iter()
@@ -166,28 +184,38 @@ fn bench(options: &Options) -> Result<bool> {
 }
 
 fn measure(options: &Options) -> Result<Report> {
+    let mut report = Report {
+        schema: SCHEMA,
+        lab: None,
+        io: Vec::new(),
+        host: None,
+        budgets: Vec::new(),
+    };
     // Where they are required is said above.
-    let kernel = options.kernel.clone().unwrap_or_default();
-    let initrd = options.initrd.clone().unwrap_or_default();
-    // The host's first: the lab leaves the machine warm.
-    let host = host::measure(&options.monitor, &kernel, &initrd);
-    let host = host.inspect_err(|error| complain(error)).ok();
-    eprintln!("bench: booting in the lab, on counted time; this takes a minute or two");
-    let lab = lab::measure(&lab::Setup {
+    let setup = lab::Setup {
         lab: options.lab.clone(),
         monitor: options.monitor.clone(),
-        kernel,
-        initrd,
+        kernel: options.kernel.clone().unwrap_or_default(),
+        initrd: options.initrd.clone().unwrap_or_default(),
+        io_initrd: options.io_initrd.clone().unwrap_or_default(),
         output: options.json.parent().unwrap_or(Path::new(".")).join("lab"),
         runs: options.runs,
         traces: options.traces,
-    })?;
-    Ok(Report {
-        schema: SCHEMA,
-        lab,
-        host,
-        budgets: Vec::new(),
-    })
+    };
+    let wanted = |what: &What| options.only.is_empty() || options.only.contains(what);
+    for what in What::ALL.into_iter().filter(wanted) {
+        if what == What::Boot {
+            // Before the lab, which leaves the machine warm.
+            let host = host::measure(&setup.monitor, &setup.kernel, &setup.initrd);
+            report.host = host.inspect_err(|error| complain(error)).ok();
+        }
+        eprintln!("bench: {} in the lab, on counted time", what.id());
+        match what {
+            What::Boot => report.lab = Some(setup.boots()?),
+            What::Io(set) => report.io.push(setup.io(set)?),
+        }
+    }
+    Ok(report)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -58,6 +58,12 @@ pub enum MeasureError {
     /// Nothing entered a guest.
     #[error("{0}: KVM's tracepoints saw no entry into the guest")]
     NoEntry(&'static str),
+    /// The guest's marks are not in the trace.
+    #[error("{0}: KVM's tracepoints did not see each job begin and end")]
+    NoMarks(&'static str),
+    /// The guest did not say what it was to say.
+    #[error("{0}: the guest says nothing of {1}")]
+    NoLine(&'static str, String),
 }
 
 /// Boots every row. Raw traces go to `traces` if it is given.
@@ -81,7 +87,7 @@ pub fn measure(places: &Places, runs: u32, traces: Option<&Path>) -> Result<Lab,
 }
 
 /// The first line of a program's `--version`.
-fn version(program: &Path) -> Result<String, MeasureError> {
+pub fn version(program: &Path) -> Result<String, MeasureError> {
     let output = Command::new(program)
         .arg("--version")
         .output()
@@ -102,7 +108,8 @@ fn run_at_once() {
     }
 }
 
-fn read(path: &str) -> Result<String, MeasureError> {
+/// A file of the kernel's, without the end of its line.
+pub fn read(path: &str) -> Result<String, MeasureError> {
     fs::read_to_string(path)
         .map(|text| text.trim().to_owned())
         .map_err(|error| MeasureError::File(path.to_owned(), error))

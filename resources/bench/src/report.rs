@@ -12,8 +12,11 @@ pub const SCHEMA: u32 = 1;
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// What was measured in the lab.
-    pub lab: Lab,
+    /// The boots that were measured in the lab; none if only other things were asked for.
+    pub lab: Option<Lab>,
+    /// Input and output, a device each; those that were asked for.
+    #[serde(default)]
+    pub io: Vec<IoSet>,
     /// What was measured on the host's own `/dev/kvm`.
     pub host: Option<Host>,
     /// The budgets, held or not.
@@ -109,6 +112,93 @@ pub struct Memory {
     pub guest_anonymous_kib: u64,
     /// Threads of the process.
     pub threads: u64,
+}
+
+/// One lab start, and what guests did on one kind of device in it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IoSet {
+    /// Stable name.
+    pub id: String,
+    /// What people call it.
+    pub title: String,
+    /// Version of the lab's kernel.
+    pub kernel: String,
+    /// Version of the peer.
+    pub peer: String,
+    /// Timed runs, after one that was traced.
+    pub runs: u32,
+    /// The monitors, all with the same jobs.
+    pub rows: Vec<IoRow>,
+}
+
+impl IoSet {
+    /// The peer as it comes, which ratios refer to: the first row that is not ours.
+    pub fn peer_row(&self) -> Option<&IoRow> {
+        self.rows.iter().find(|row| !row.is_ours())
+    }
+
+    /// How many times as fast as the peer as it comes a monitor is at a job.
+    pub fn speed(&self, row: &str, job: &str) -> Option<f64> {
+        let peer = self.job(&self.peer_row()?.id, job)?;
+        Some(self.job(row, job)?.operations_per_ms() / peer.operations_per_ms())
+    }
+
+    /// What the monitor with this id made of a job.
+    pub fn job(&self, row: &str, job: &str) -> Option<&IoJob> {
+        let row = self.rows.iter().find(|other| other.id == row)?;
+        row.jobs.iter().find(|other| other.id == job)
+    }
+}
+
+/// A monitor in one configuration.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IoRow {
+    /// Stable name; ours begin with `cofferdam`.
+    pub id: String,
+    /// What people call it.
+    pub label: String,
+    /// Its command line.
+    pub command: String,
+    /// What its guest did.
+    pub jobs: Vec<IoJob>,
+}
+
+impl IoRow {
+    /// Whether this is one of ours.
+    pub fn is_ours(&self) -> bool {
+        self.id.starts_with("cofferdam")
+    }
+}
+
+/// One job.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IoJob {
+    /// Stable name.
+    pub id: String,
+    /// What people call it.
+    pub label: String,
+    /// What the value is in.
+    pub unit: String,
+    /// How fast it was, by the median time.
+    pub value: f64,
+    /// Operations of a timed run.
+    pub operations: u64,
+    /// Bytes that they moved.
+    pub bytes: u64,
+    /// Virtual milliseconds that they took, by the guest's clock.
+    pub time_ms: Figure,
+    /// Exits from the guest for each operation of a traced run.
+    pub exits_per_operation: f64,
+    /// Exits to user space for each.
+    pub user_exits_per_operation: f64,
+    /// Exits to user space by port and direction, page of the address, or reason.
+    pub user_exits_at: BTreeMap<String, u64>,
+}
+
+impl IoJob {
+    fn operations_per_ms(&self) -> f64 {
+        crate::io::jobs::float(self.operations) / self.time_ms.median
+    }
 }
 
 /// Process start to the first `KVM_RUN` on the host's own `/dev/kvm`, in wall time.
@@ -219,22 +309,59 @@ pub mod tests {
         }
     }
 
-    /// A report of these rows.
-    pub fn report(rows: Vec<Row>) -> Report {
-        let lab = Lab {
+    /// One start of the lab.
+    pub fn lab(rows: Vec<Row>) -> Lab {
+        Lab {
             kernel: "6.12".into(),
             peer: "QEMU".into(),
             runs: 3,
             guest_memory_mib: 128,
             rows,
+        }
+    }
+
+    /// Ours and the peer, which do each kind of block job at these speeds, MiB/s.
+    pub fn io_set(ours: f64, peer: f64) -> IoSet {
+        let row = |id: &str, speed: f64| IoRow {
+            id: id.into(),
+            label: format!("<{id}>"),
+            command: id.into(),
+            jobs: crate::io::jobs::jobs(crate::io::Set::Block)
+                .iter()
+                .map(|job| IoJob {
+                    id: job.id.clone(),
+                    label: job.label.clone(),
+                    unit: job.unit.name().into(),
+                    value: speed,
+                    operations: 256,
+                    bytes: 1 << 20,
+                    time_ms: figure(1000.0 / speed),
+                    exits_per_operation: 3.0,
+                    user_exits_per_operation: 0.0,
+                    user_exits_at: BTreeMap::new(),
+                })
+                .collect(),
         };
+        IoSet {
+            id: "block".into(),
+            title: "virtio-blk".into(),
+            kernel: "6.12".into(),
+            peer: "QEMU".into(),
+            runs: 1,
+            rows: vec![row("cofferdam", ours), row("qemu-microvm", peer)],
+        }
+    }
+
+    /// A report of these rows.
+    pub fn report(rows: Vec<Row>) -> Report {
         let host = Some(Host {
             runs: 21,
             first_entry_ms: figure(8.0),
         });
         Report {
             schema: SCHEMA,
-            lab,
+            lab: Some(lab(rows)),
+            io: Vec::new(),
             host,
             budgets: Vec::new(),
         }

@@ -10,6 +10,8 @@ pub const GUEST_MEMORY_MIB: u32 = 128;
 pub const DEFAULT_ROW: &str = "cofferdam";
 /// The row with a disk and a network interface.
 pub const DEVICES_ROW: &str = "cofferdam-devices";
+/// The row with a device of each kind.
+pub const ALL_ROW: &str = "cofferdam-all";
 /// The peer's rows.
 pub const PEER_ROWS: [&str; 2] = ["qemu-microvm", "qemu-microvm-acpi"];
 
@@ -71,8 +73,14 @@ pub struct RowSpec {
 impl RowSpec {
     /// The command that boots the guest.
     pub fn command(&self, guest: Guest) -> Command {
+        self.command_with(guest.cmdline())
+    }
+
+    /// The command that boots a guest whose kernel gets this command line, beside what is needed
+    /// to find its console.
+    pub fn command_with(&self, cmdline: &str) -> Command {
         let (option, prefix) = self.cmdline;
-        let cmdline = format!("{prefix} {}", guest.cmdline());
+        let cmdline = format!("{prefix} {cmdline}");
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
@@ -110,28 +118,40 @@ fn base(path: &Path) -> String {
 pub fn all(places: &Places) -> Vec<RowSpec> {
     let ours = |id, label, more: &[&str]| cofferdam(places, id, label, more);
     let disk = format!("path={}", places.disk.display());
+    let pmem = format!("file={},ro", places.disk.display());
+    let net = "tap=bench0,mac=02:00:00:00:00:01";
+    let devices = ["--no-rng", "--disk", &disk, "--net", net];
+    // The entropy device and the balloon are there unless left out.
+    let all = [
+        "--disk",
+        &disk,
+        "--net",
+        net,
+        "--vsock",
+        "cid=3,uds=/tmp/vsock",
+        "--pmem",
+        &pmem,
+    ];
     vec![
-        ours(DEFAULT_ROW, "Cofferdam", &[]),
+        ours(DEFAULT_ROW, "Cofferdam", &["--no-rng"]),
         ours(
             "cofferdam-map",
             "Cofferdam, pages mapped",
-            &["--pages", "map"],
+            &["--no-rng", "--pages", "map"],
         ),
-        ours(
-            DEVICES_ROW,
-            "Cofferdam, disk and net",
-            &["--disk", &disk, "--net", "tap=bench0,mac=02:00:00:00:00:01"],
-        ),
-        qemu(places, PEER_ROWS[0], "QEMU microvm", "acpi=off"),
-        qemu(places, PEER_ROWS[1], "QEMU microvm, ACPI", "acpi=on"),
+        ours(DEVICES_ROW, "Cofferdam, disk and net", &devices),
+        ours(ALL_ROW, "Cofferdam, all devices", &all),
+        qemu(places, PEER_ROWS[0], "QEMU microvm", "acpi=off", &[]),
+        qemu(places, PEER_ROWS[1], "QEMU microvm, ACPI", "acpi=on", &[]),
     ]
 }
 
-fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &[&str]) -> RowSpec {
+/// Cofferdam with more options.
+pub fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &[&str]) -> RowSpec {
     let memory = format!("{GUEST_MEMORY_MIB}M");
     let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
     let args = [
-        "boot", "--kernel", &kernel, "--initrd", &initrd, "--memory", &memory, "--no-rng",
+        "boot", "--kernel", &kernel, "--initrd", &initrd, "--memory", &memory,
     ];
     RowSpec {
         id,
@@ -149,7 +169,13 @@ fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &[&st
 
 /// QEMU's `microvm` machine with all left out that can be: option ROMs, PIT, PIC, RTC, default
 /// devices. With ACPI its guest can power off; without, it starts sooner.
-fn qemu(places: &Places, id: &'static str, label: &'static str, acpi: &str) -> RowSpec {
+pub fn qemu(
+    places: &Places,
+    id: &'static str,
+    label: &'static str,
+    acpi: &str,
+    more: &[&str],
+) -> RowSpec {
     let machine = format!("microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,{acpi}");
     let memory = GUEST_MEMORY_MIB.to_string();
     let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
@@ -179,7 +205,11 @@ fn qemu(places: &Places, id: &'static str, label: &'static str, acpi: &str) -> R
         label,
         powers_off: acpi == "acpi=on",
         program: places.qemu.clone(),
-        args: args.map(str::to_owned).to_vec(),
+        args: args
+            .iter()
+            .chain(more)
+            .map(|arg| (*arg).to_owned())
+            .collect(),
         cmdline: ("-append", COFFERDAM_ADDS),
     }
 }
@@ -216,7 +246,7 @@ mod tests {
     /// If it fails, init gets no order to power off, or the kernel is not told where it ends.
     #[test]
     fn the_command_line_is_one_argument() {
-        let command = rows()[3].command(Guest::PowerOff);
+        let command = rows()[4].command(Guest::PowerOff);
         let last = command
             .get_args()
             .last()

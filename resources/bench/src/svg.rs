@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Report, Row};
+use crate::report::{Lab, Row};
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;
@@ -33,9 +33,9 @@ const COUNTS: [&str; 6] = [
     "threads",
 ];
 
-/// Draws the report.
-pub fn render(report: &Report) -> String {
-    let rows = &report.lab.rows;
+/// Draws the boots.
+pub fn render(lab: &Lab) -> String {
+    let rows = &lab.rows;
     let bars_end = HEAD + BAR_ROW * count(rows.len());
     let table_top = bars_end + 62.0;
     let height = table_top + TABLE_ROW * (count(rows.len()) + 1.0) + 46.0;
@@ -51,7 +51,7 @@ pub fn render(report: &Report) -> String {
         "font-size=\"18\" font-weight=\"bold\"",
         "From process start to init",
     );
-    let memory = report.lab.guest_memory_mib;
+    let memory = lab.guest_memory_mib;
     let what = format!(
         "1 vCPU, {memory} MiB, the same kernel and initramfs, quiet console; virtual milliseconds, \
          which count instructions and are no hardware's"
@@ -206,12 +206,12 @@ fn table(svg: &mut String, rows: &[Row], top: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::{report, row};
+    use crate::report::tests::{lab, row};
 
     /// If it fails, the picture is no XML, refers to something outside, or lacks a row.
     #[test]
     fn the_picture_is_whole_and_alone() {
-        let svg = render(&report(vec![row("a", 50.0), row("b", 120.0)]));
+        let svg = render(&lab(vec![row("a", 50.0), row("b", 120.0)]));
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("&lt;a>") && svg.contains("init 120.0"));
         assert!(!svg.contains("href") && !svg.contains("NaN"));
@@ -227,6 +227,6 @@ mod tests {
     /// If it fails, a report without rows divides by nothing or loops.
     #[test]
     fn nothing_can_be_drawn() {
-        assert!(render(&report(Vec::new())).contains("</svg>"));
+        assert!(render(&lab(Vec::new())).contains("</svg>"));
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Bound, Budget, Report, Row};
+use crate::io;
+use crate::report::{Bound, Budget, Lab, Report, Row};
 
 /// Columns of the main table.
 const COLUMNS: [&str; 12] = [
@@ -20,16 +21,38 @@ const COLUMNS: [&str; 12] = [
     "threads",
 ];
 
-/// The whole report: the rows, the reasons of exits, the host's figure and the budgets.
+/// The whole report: boots, the host's figure, input and output, and the budgets.
 pub fn render(report: &Report) -> String {
-    let mut text = rows(&report.lab.rows);
+    let mut text = String::new();
+    if let Some(lab) = &report.lab {
+        text += &boots(lab);
+    }
+    if let Some(host) = &report.host {
+        let figure = host.first_entry_ms;
+        let _ = writeln!(
+            text,
+            "\nThis host's own KVM, wall time: process start to first KVM_RUN {:.2} ms \
+             ({:.2} to {:.2}, {} runs).",
+            figure.median, figure.min, figure.max, host.runs
+        );
+    }
+    for set in &report.io {
+        let _ = writeln!(text, "\n{}", io::table::render(set).trim_end());
+    }
+    let _ = writeln!(text, "\n{}", budgets(&report.budgets));
+    text
+}
+
+/// The rows of boots, and the reasons of their exits.
+fn boots(lab: &Lab) -> String {
+    let mut text = rows(&lab.rows);
     let _ = writeln!(
         text,
         "\nVirtual time counts instructions, 1 ns each: it compares, and is no hardware's time. \
          Median of {} runs. {}.",
-        report.lab.runs, report.lab.peer
+        lab.runs, lab.peer
     );
-    for row in &report.lab.rows {
+    for row in &lab.rows {
         let reasons = |counts: &std::collections::BTreeMap<String, u64>| {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by(|a, b| b.1.cmp(a.1));
@@ -43,16 +66,6 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(text, "- exits: {}", reasons(&row.trace.exits));
         let _ = writeln!(text, "- to user space: {}", reasons(&row.trace.user_exits));
     }
-    if let Some(host) = &report.host {
-        let figure = host.first_entry_ms;
-        let _ = writeln!(
-            text,
-            "\nThis host's own KVM, wall time: process start to first KVM_RUN {:.2} ms \
-             ({:.2} to {:.2}, {} runs).",
-            figure.median, figure.min, figure.max, host.runs
-        );
-    }
-    let _ = writeln!(text, "\n{}", budgets(&report.budgets));
     text
 }
 
@@ -113,7 +126,7 @@ pub fn value(budget: &Budget) -> String {
 }
 
 /// A Markdown table whose columns are as wide as they must be; all but the first to the right.
-fn grid(lines: &[Vec<String>]) -> String {
+pub fn grid(lines: &[Vec<String>]) -> String {
     let Some(header) = lines.first() else {
         return String::new();
     };

@@ -14,6 +14,11 @@ const COUNTED: [&str; 4] = [
     "kvm/kvm_userspace_exit",
     "kvm/kvm_page_fault",
 ];
+/// What is counted while a guest does jobs.
+const COUNTED_IN_JOBS: [&str; 3] = ["kvm/kvm_cpuid", "kvm/kvm_exit", "kvm/kvm_userspace_exit"];
+/// The CPUID leaves with which the guest says that the measured part of a job begins and ends.
+const LEAF_BEGIN: &str = "b0b0001";
+const LEAF_END: &str = "b0b0002";
 /// The function that all ranges pass which a monitor gives to KVM as guest memory, by its name up
 /// to Linux 6.13 and after.
 const SLOT_FUNCTIONS: [&str; 2] = ["__kvm_set_memory_region", "kvm_set_memory_region"];
@@ -49,6 +54,11 @@ impl Trace {
     /// Traces what [`Counts`] counts.
     pub fn counts() -> Result<Self, TraceError> {
         Self::start(COUNTED.map(str::to_owned).to_vec())
+    }
+
+    /// Traces what [`JobCounts`] counts.
+    pub fn jobs() -> Result<Self, TraceError> {
+        Self::start(COUNTED_IN_JOBS.map(str::to_owned).to_vec())
     }
 
     /// Traces the ranges that become guest memory.
@@ -202,6 +212,56 @@ impl Counts {
     }
 }
 
+/// What a trace tells of one job, between the guest's marks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Exits from the guest.
+    pub exits: u64,
+    /// Those to user space.
+    pub user_exits: u64,
+    /// The same by what was accessed.
+    pub places: BTreeMap<String, u64>,
+}
+
+impl JobCounts {
+    /// The counts of all jobs, in the order in which they were done.
+    pub fn parse(trace: &str) -> Vec<Self> {
+        let mut jobs = Vec::new();
+        let mut now: Option<Self> = None;
+        let mut place = None;
+        for event in trace.lines().filter_map(Event::parse) {
+            match (event.name, now.as_mut()) {
+                ("kvm_cpuid", _) => match event.word("func") {
+                    Some(LEAF_BEGIN) => now = Some(Self::default()),
+                    Some(LEAF_END) => jobs.extend(now.take().map(Self::without_mark)),
+                    _ => {}
+                },
+                ("kvm_exit", Some(counts)) => {
+                    counts.exits += 1;
+                    place = place_of(&event);
+                }
+                ("kvm_userspace_exit", Some(counts)) => {
+                    counts.user_exits += 1;
+                    let reason = event.word("reason").unwrap_or("?");
+                    let reason = reason.trim_start_matches("KVM_EXIT_").to_lowercase();
+                    let place = place
+                        .as_deref()
+                        .filter(|_| matches!(&*reason, "io" | "mmio"));
+                    count(&mut counts.places, place.unwrap_or(&reason));
+                }
+                _ => {}
+            }
+        }
+        jobs
+    }
+
+    /// The exit of the mark at the end came before the record that tells it from others.
+    fn without_mark(mut self) -> Self {
+        self.exits = self.exits.saturating_sub(1);
+        self
+    }
+}
+
 /// What an exit's instruction accessed, by SVM's exit information: for I/O the port in the upper
 /// half of the first (APM 2, 15.10.2), for a nested page fault the address in the second (15.25.6).
 fn place_of(exit: &Event<'_>) -> Option<String> {
@@ -285,6 +345,42 @@ mod tests {
         assert_eq!(counts.user_exits, map(&[("restart", 1)]));
         assert!(counts.exits.is_empty());
         assert_eq!(Counts::parse("", u64::MAX), Counts::default());
+    }
+
+    /// If it fails, exits outside of a job count as part of it, and no device has none.
+    #[test]
+    fn jobs_are_told_apart_by_their_marks() {
+        let exit = |reason: &str| {
+            format!(
+                " vcpu0-19 [000] d..1. 6.1: kvm_exit: vcpu 0 reason {reason} rip 0xfff0 \
+                 info1 0x0000000003fd0241 info2 0x00000000d0000070 intr_info 0x0\n"
+            )
+        };
+        let user = |reason: &str| {
+            format!(" vcpu0-19 [000] ..... 6.1: kvm_userspace_exit: reason KVM_EXIT_{reason} (6)\n")
+        };
+        let mark = |leaf: &str| {
+            exit("cpuid")
+                + &format!(" vcpu0-19 [000] ..... 6.1: kvm_cpuid: func {leaf} idx 0 rax 0 rbx 0\n")
+        };
+        let trace = mark("1")
+            + &exit("io")
+            + &user("IO")
+            + &mark(LEAF_BEGIN)
+            + &exit("npf")
+            + &user("MMIO")
+            + &exit("interrupt")
+            + &user("INTR")
+            + &mark(LEAF_END)
+            + &exit("io")
+            + &mark(LEAF_BEGIN)
+            + &mark(LEAF_END);
+        let first = JobCounts {
+            exits: 2,
+            user_exits: 2,
+            places: map(&[("mmio 0xd0000000", 1), ("intr", 1)]),
+        };
+        assert_eq!(JobCounts::parse(&trace), [first, JobCounts::default()]);
     }
 
     /// If it fails, an overrun passes for a boot with few exits.

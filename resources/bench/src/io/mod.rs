@@ -1,0 +1,32 @@
+//! Input and output: what a guest does on a device, beside the same guest on QEMU's device.
+//!
+//! The guest's part is `resources/rootfs/bench-io`: an init that does the jobs on its command line
+//! and says how long each took.
+
+pub mod jobs;
+pub mod measure;
+pub mod monitors;
+pub mod table;
+
+/// What is measured in one start of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// virtio-blk.
+    Block,
+}
+
+impl Set {
+    /// Stable name, as in the JSON and on the command line.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+        }
+    }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Block => "virtio-blk",
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The monitors of each set, and the command lines that start them.
+
+use super::Set;
+use crate::rows::{self, Places, RowSpec};
+
+/// All rows of a set, in the order in which they are shown: ours first.
+pub fn all(set: Set, places: &Places) -> Vec<RowSpec> {
+    match set {
+        Set::Block => block(places),
+    }
+}
+
+/// The peer without ACPI, its faster form, with its virtio in the form of version 1, as ours.
+fn qemu(places: &Places, id: &'static str, label: &'static str, more: &[&str]) -> RowSpec {
+    let modern = ["-global", "virtio-mmio.force-legacy=false"];
+    let more: Vec<_> = modern.iter().chain(more).copied().collect();
+    rows::qemu(places, id, label, "acpi=off", &more)
+}
+
+fn block(places: &Places) -> Vec<RowSpec> {
+    let disk = places.disk.display();
+    let (ours, thread) = (format!("path={disk}"), format!("path={disk},iothread=on"));
+    let drive = format!("if=none,id=disk,format=raw,cache=writeback,aio=threads,file={disk}");
+    vec![
+        rows::cofferdam(
+            places,
+            "cofferdam",
+            "Cofferdam",
+            &["--no-rng", "--disk", &ours],
+        ),
+        rows::cofferdam(
+            places,
+            "cofferdam-iothread",
+            "Cofferdam, iothread",
+            &["--no-rng", "--disk", &thread],
+        ),
+        qemu(
+            places,
+            "qemu-microvm",
+            "QEMU microvm",
+            &["-drive", &drive, "-device", "virtio-blk-device,drive=disk"],
+        ),
+        qemu(
+            places,
+            "qemu-microvm-iothread",
+            "QEMU microvm, iothread",
+            &[
+                "-drive",
+                &drive,
+                "-object",
+                "iothread,id=thread",
+                "-device",
+                "virtio-blk-device,drive=disk,iothread=thread",
+            ],
+        ),
+    ]
+}
