@@ -1,12 +1,15 @@
-//! Reset storms: a driver that is unbound and bound again and again while its device works must
-//! leave nothing behind in the monitor, and find its device as good as new each time.
+//! Reset storms: drivers that are unbound and bound again and again while their devices work must
+//! leave nothing behind in the monitor, and find their devices as good as new each time.
 
 use std::fs;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use crate::block::image;
-use crate::harness::{End, TempDir, Vm};
+use crate::harness::{TempDir, Vm, host};
 
 /// Rounds before the monitor is looked at for the first time: what it allocates once is there then.
 const WARM_UP: u32 = 20;
@@ -15,24 +18,10 @@ const ROUNDS: u32 = 200;
 /// What the monitor may have grown by, in KiB.
 const SLACK_KIB: u64 = 256;
 
-/// What a storm is of. The commands are the guest's shell's; `$i` is the number of the round, `$device`
-/// the device's name, and `node CLASS` prints what the device is called in a class at present.
-pub struct Storm {
-    /// The driver's name in `/sys/bus/virtio/drivers`.
-    pub driver: &'static str,
-    /// Prints the device's name on the virtio bus, `virtio3` say.
-    pub device: &'static str,
-    /// Run before the load, with nothing beside it: may open descriptor 3 for it, which is closed
-    /// before the driver is bound again.
-    pub open: &'static str,
-    /// What goes on while the driver is unbound: runs in the background, and ends by itself then,
-    /// in whatever way.
-    pub load: &'static str,
-    /// What must work after the driver is bound again, and print nothing.
-    pub check: &'static str,
-}
+/// The program that storms in the guest.
+const PROGRAM: &str = include_str!("storm.py");
 
-/// What a monitor holds.
+/// What a monitor and the processes below it hold.
 #[derive(Debug)]
 struct Footprint {
     descriptors: usize,
@@ -44,16 +33,30 @@ struct Footprint {
 impl Footprint {
     fn of(pid: u32) -> Self {
         let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-        Self {
+        let mut sum = Self {
             descriptors: count("fd"),
             threads: count("task"),
-            kib: monitor_kib(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap()),
+            kib: own_kib(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap()),
+        };
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        for child in children.split_whitespace() {
+            let of_child = Self::of(child.parse().unwrap());
+            sum.descriptors += of_child.descriptors;
+            sum.threads += of_child.threads;
+            sum.kib += of_child.kib;
         }
+        sum
+    }
+
+    fn is_within(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors
+            && self.threads <= before.threads
+            && self.kib <= before.kib + SLACK_KIB
     }
 }
 
 /// The resident KiB of all mappings in `smaps` that are too small to be a guest's memory.
-fn monitor_kib(smaps: &str) -> u64 {
+fn own_kib(smaps: &str) -> u64 {
     let field = |line: &str, name| -> Option<u64> {
         line.strip_prefix(name)?
             .trim()
@@ -71,108 +74,93 @@ fn monitor_kib(smaps: &str) -> u64 {
     sum
 }
 
-impl Storm {
-    /// Runs the storm in a default guest with `args`. The monitor must hold as much after it as
-    /// before.
-    #[track_caller]
-    pub fn rage(&self, dir: &TempDir, args: &str) -> End {
-        let mut vm = Vm::script(dir, args, &self.script());
-        vm.wait_for("storm warmed up");
-        let before = Footprint::of(vm.pid());
-        vm.type_text("\n");
-        // Each has its own time: all of them can take minutes in the lab.
-        for rounds in (WARM_UP..=WARM_UP + ROUNDS).step_by(20).skip(1) {
-            vm.wait_for(&format!("{rounds} rounds."));
+/// Sends back what it gets, for each connection of the guest's at `path`.
+fn echo(path: &Path) {
+    let listener = UnixListener::bind(path).unwrap();
+    let serve = |mut stream: UnixStream| {
+        // Ends when the monitor lets go of the connection.
+        let _ = io::copy(&mut stream.try_clone()?, &mut stream);
+        io::Result::Ok(())
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            thread::spawn(move || serve(stream?));
         }
-        vm.wait_for("storm over");
-        let mut after = Footprint::of(vm.pid());
-        // The kernel's threads for io_uring end when they had nothing to do for five seconds.
-        for _ in 0..80 {
-            if after.threads <= before.threads {
-                break;
-            }
-            thread::sleep(Duration::from_millis(250));
-            after = Footprint::of(vm.pid());
-        }
-        vm.type_text("\n");
-        let end = vm.end().expect(0);
-        eprintln!("{}: before {before:?}, after {after:?}", self.driver);
-        assert!(
-            after.descriptors <= before.descriptors
-                && after.threads <= before.threads
-                && after.kib <= before.kib + SLACK_KIB,
-            "before {before:?}, after {after:?}; log:\n{}",
-            end.log
-        );
-        end
-    }
-
-    fn script(&self) -> String {
-        let Self {
-            driver,
-            device,
-            open,
-            load,
-            check,
-        } = self;
-        let all = WARM_UP + ROUNDS;
-        format!(
-            r#"device=$({device}); driver=/sys/bus/virtio/drivers/{driver}
-            node() {{
-                ls /sys/bus/virtio/devices/$device/$1
-            }}
-            load() {{
-                {load}
-            }}
-            check() {{
-                {check}
-            }}
-            round() {{
-                {open}
-                load >/dev/null 2>&1 &
-                sleep 0.0$((i % 5))
-                echo $device >$driver/unbind || {{ echo "round $i: no unbind"; exit 91; }}
-                wait; exec 3>&-
-                echo $device >$driver/bind || {{ echo "round $i: no bind"; exit 92; }}
-                check >/tmp/check 2>&1 && [ ! -s /tmp/check ] || {{ echo "round $i: $(cat /tmp/check)"; exit 93; }}
-                i=$((i + 1))
-                [ $((i % 20)) != 0 ] || echo "$i rounds."
-            }}
-            [ -e $driver/$device ] || exit 90
-            dmesg -n 1
-            i=0; while [ $i -lt {WARM_UP} ]; do round; done
-            echo storm warmed up; read line
-            while [ $i -lt {all} ]; do round; done
-            echo storm over; read line"#
-        )
-    }
+        io::Result::Ok(())
+    });
 }
 
-/// If it fails, a disk's reset leaks, hangs, or loses what was flushed.
+/// If it fails, the reset of a device under load leaks, hangs, leaves it useless, or loses what was
+/// flushed before.
 #[test]
-fn disk() {
-    let dir = TempDir::new("storm-disk");
-    let storm = Storm {
-        driver: "virtio_blk",
-        device: "basename $(readlink -f /sys/block/vdc/device)",
-        // By its name, a disk that has just gone would become a file.
-        open: "exec 3<>/dev/$(node block)",
-        load: "dd if=/dev/zero of=/proc/self/fd/3 bs=64k seek=16 oflag=direct &
-               dd if=/proc/self/fd/3 of=/dev/null bs=1M iflag=direct &
-               wait",
-        check: "disk=/dev/$(node block)
-                echo round $i | dd of=$disk bs=512 seek=$i conv=sync,notrunc,fsync 2>/tmp/dd || cat /tmp/dd",
-    };
-    let disk = image(&dir, "disk", 64);
-    // Two queues with a thread each, and requests that are in the kernel's hands.
-    let options = "engine=io_uring,queues=2";
-    storm.rage(
-        &dir,
-        &format!("--cpus 2 --disk path={},{options}", disk.display()),
+fn all_drivers_come_and_go() {
+    let dir = TempDir::new("storm");
+    let (disk, pmem, shared) = (
+        image(&dir, "disk", 64),
+        image(&dir, "pmem", 64),
+        dir.join("shared"),
     );
-    let data = fs::read(&disk).unwrap();
-    for (i, sector) in (0..WARM_UP + ROUNDS).zip(data.chunks(512)) {
-        let is_there = sector.starts_with(format!("round {i}\n").as_bytes());
-        assert!(is_there, "what was flushed in round {i} is lost");
+    fs::create_dir(&shared).unwrap();
+    host(
+        "ip tuntap add cofstorm mode tap; ip address add 10.77.7.1/24 dev cofstorm
+          ip link set cofstorm up",
+    );
+    echo(&dir.join("v_3000"));
+    // A disk of two queues with a thread each, and requests that are in the kernel's hands.
+    let args = format!(
+        "--cpus 2 --disk path={},engine=io_uring,queues=2 --pmem file={} --net tap=cofstorm \
+         --vsock cid=33,uds={} --fs tag=storm,path={} --balloon size=8M",
+        disk.display(),
+        pmem.display(),
+        dir.join("v").display(),
+        shared.display()
+    );
+    let script = format!(
+        "cat >/tmp/storm.py <<'EOF'\n{PROGRAM}EOF\nexec python3 /tmp/storm.py {WARM_UP} {ROUNDS}"
+    );
+    let mut vm = Vm::debian(&dir, &args, &script);
+    vm.wait_for("storm warmed up");
+    let before = Footprint::of(vm.pid());
+    vm.type_text("\n");
+    // Each has its own time: all of them can take minutes in the lab.
+    for rounds in (WARM_UP..=WARM_UP + ROUNDS).step_by(20).skip(1) {
+        vm.wait_for(&format!("{rounds} rounds."));
     }
+    vm.wait_for("storm over");
+    let mut after = Footprint::of(vm.pid());
+    // The kernel's threads for io_uring end when they had nothing to do for five seconds.
+    for _ in 0..80 {
+        if after.is_within(&before) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(250));
+        after = Footprint::of(vm.pid());
+    }
+    vm.type_text("\n");
+    let end = vm.end().expect(0);
+    host("ip link delete cofstorm");
+    println!("before {before:?}, after {after:?}");
+    for line in end.console.lines().filter(|line| line.ends_with("steps")) {
+        println!("{line}");
+    }
+    assert!(
+        after.is_within(&before),
+        "before {before:?}, after {after:?}; log:\n{}",
+        end.log
+    );
+    for image in [disk, pmem] {
+        let data = fs::read(&image).unwrap();
+        for (i, sector) in (0..WARM_UP + ROUNDS).zip(data.chunks(512)) {
+            let is_there = sector.starts_with(format!("round {i}\n").as_bytes());
+            assert!(
+                is_there,
+                "{}: what was flushed in round {i} is lost",
+                image.display()
+            );
+        }
+    }
+    let lines: String = (0..WARM_UP + ROUNDS)
+        .map(|i| format!("round {i}\n"))
+        .collect();
+    assert_eq!(fs::read_to_string(shared.join("rounds")).unwrap(), lines);
 }
