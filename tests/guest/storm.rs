@@ -109,7 +109,7 @@ fn all_drivers_come_and_go() {
     // A disk of two queues with a thread each, and requests that are in the kernel's hands.
     let args = format!(
         "--cpus 2 --disk path={},engine=io_uring,queues=2 --pmem file={} --net tap=cofstorm \
-         --vsock cid=33,uds={} --fs tag=storm,path={} --balloon size=8M",
+         --vsock cid=33,uds={} --fs tag=storm,path={} --balloon size=4M",
         disk.display(),
         pmem.display(),
         dir.join("v").display(),
