@@ -39,6 +39,17 @@ fn io(set: &IoSet) -> Vec<Budget> {
                 5.0,
             ),
         ],
+        "vsock" => {
+            let speed = set.speed(DEFAULT_ROW, "stream:vsock:echo:32");
+            vec![budget(
+                "virtio-vsock, round trip of 32 bytes",
+                "of QEMU's time",
+                Bound::AtMost,
+                0.5,
+                Some(0.4),
+                speed.map(f64::recip),
+            )]
+        }
         _ => Vec::new(),
     };
     let ours = set.rows.iter().filter(|row| row.is_ours());

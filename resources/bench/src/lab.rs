@@ -71,6 +71,7 @@ pub fn places_inside() -> Places {
         kernel: inside("vmlinux"),
         initrd: inside("initrd.cpio"),
         disk: "/tmp/disk.img".into(),
+        pmem: "/tmp/pmem.img".into(),
     }
 }
 

@@ -23,7 +23,7 @@ const INIT_LINE: &str = "init\r\n";
 const FIRST_LINE: &str = "Linux version";
 /// How long the guest idles before its memory is looked at.
 const IDLE: Duration = Duration::from_millis(500);
-/// Bytes of the disk of the row that has one.
+/// Bytes of each image of the rows that have some.
 const DISK_SIZE: u64 = 16 << 20;
 /// KVM's counters of all VMs, of which there is one.
 const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
@@ -58,6 +58,9 @@ pub enum MeasureError {
     /// Nothing entered a guest.
     #[error("{0}: KVM's tracepoints saw no entry into the guest")]
     NoEntry(&'static str),
+    /// What guests are to talk to is not there.
+    #[error("cannot serve the guests")]
+    Server(#[source] io::Error),
     /// The guest's marks are not in the trace.
     #[error("{0}: KVM's tracepoints did not see each job begin and end")]
     NoMarks(&'static str),
@@ -69,9 +72,11 @@ pub enum MeasureError {
 /// Boots every row. Raw traces go to `traces` if it is given.
 pub fn measure(places: &Places, runs: u32, traces: Option<&Path>) -> Result<Lab, MeasureError> {
     run_at_once();
-    File::create(&places.disk)
-        .and_then(|file| file.set_len(DISK_SIZE))
-        .map_err(|error| MeasureError::File(places.disk.display().to_string(), error))?;
+    for path in [&places.disk, &places.pmem] {
+        File::create(path)
+            .and_then(|file| file.set_len(DISK_SIZE))
+            .map_err(|error| MeasureError::File(path.display().to_string(), error))?;
+    }
     let kernel = read("/proc/sys/kernel/osrelease")?;
     let rows = rows::all(places)
         .iter()

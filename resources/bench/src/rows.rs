@@ -30,8 +30,10 @@ pub struct Places {
     pub kernel: PathBuf,
     /// The initramfs that all boot.
     pub initrd: PathBuf,
-    /// A disk for the row that has one.
+    /// A disk for the rows that have one.
     pub disk: PathBuf,
+    /// An image for the row with a pmem device: a disk locks its own.
+    pub pmem: PathBuf,
 }
 
 /// What the guest is told beyond how to find its console.
@@ -118,7 +120,7 @@ fn base(path: &Path) -> String {
 pub fn all(places: &Places) -> Vec<RowSpec> {
     let ours = |id, label, more: &[&str]| cofferdam(places, id, label, more);
     let disk = format!("path={}", places.disk.display());
-    let pmem = format!("file={},ro", places.disk.display());
+    let pmem = format!("file={},ro", places.pmem.display());
     let net = "tap=bench0,mac=02:00:00:00:00:01";
     let devices = ["--no-rng", "--disk", &disk, "--net", net];
     // The entropy device and the balloon are there unless left out.
@@ -229,6 +231,7 @@ mod tests {
             kernel: "/bench/vmlinux".into(),
             initrd: "/bench/bench.cpio".into(),
             disk: "/tmp/disk".into(),
+            pmem: "/tmp/pmem".into(),
         })
     }
 

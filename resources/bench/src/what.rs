@@ -16,7 +16,12 @@ pub enum What {
 
 impl What {
     /// Everything, in the order in which it is measured and shown.
-    pub const ALL: [Self; 2] = [Self::Boot, Self::Io(Set::Block)];
+    pub const ALL: [Self; 4] = [
+        Self::Boot,
+        Self::Io(Set::Block),
+        Self::Io(Set::Net),
+        Self::Io(Set::Vsock),
+    ];
 
     /// Stable name, as in the JSON and on the command line.
     pub fn id(self) -> &'static str {

@@ -7,6 +7,10 @@ use super::Set;
 pub enum Unit {
     /// MiB per second: more is better.
     Bytes,
+    /// Thousands of operations per second: more is better.
+    Operations,
+    /// Microseconds for each operation: less is better.
+    Time,
 }
 
 impl Unit {
@@ -14,6 +18,8 @@ impl Unit {
     pub fn name(self) -> &'static str {
         match self {
             Self::Bytes => "MiB/s",
+            Self::Operations => "1000/s",
+            Self::Time => "µs",
         }
     }
 
@@ -21,6 +27,8 @@ impl Unit {
     pub fn value(self, done: &Done, nanos: f64) -> f64 {
         match self {
             Self::Bytes => float(done.bytes) / f64::from(1 << 20) / nanos * 1e9,
+            Self::Operations => float(done.operations) / nanos * 1e6,
+            Self::Time => nanos / 1000.0 / float(done.operations),
         }
     }
 }
@@ -56,6 +64,8 @@ impl Job {
 pub fn jobs(set: Set) -> Vec<Job> {
     match set {
         Set::Block => block(),
+        Set::Net => net(),
+        Set::Vsock => vsock(),
     }
 }
 
@@ -89,6 +99,62 @@ fn block() -> Vec<Job> {
         }
     }
     jobs
+}
+
+fn job(id: &str, label: &str, unit: Unit, count: u32) -> Job {
+    Job {
+        id: id.into(),
+        label: label.into(),
+        unit,
+        count,
+    }
+}
+
+/// TCP each way, the smallest round trip, and small datagrams each way.
+fn net() -> Vec<Job> {
+    let (bytes, operations) = (Unit::Bytes, Unit::Operations);
+    vec![
+        job("stream:tcp:send:65536", "TCP to the host", bytes, 64),
+        job("stream:tcp:receive:65536", "TCP to the guest", bytes, 64),
+        job(
+            "stream:tcp:echo:1",
+            "TCP round trip of a byte",
+            Unit::Time,
+            256,
+        ),
+        job(
+            "packets:send:64",
+            "UDP of 64 bytes to the host",
+            operations,
+            1024,
+        ),
+        job(
+            "packets:receive:64",
+            "UDP of 64 bytes to the guest",
+            operations,
+            1024,
+        ),
+    ]
+}
+
+/// A small round trip, and streams each way.
+fn vsock() -> Vec<Job> {
+    let bytes = Unit::Bytes;
+    vec![
+        job(
+            "stream:vsock:echo:32",
+            "round trip of 32 bytes",
+            Unit::Time,
+            256,
+        ),
+        job("stream:vsock:send:65536", "stream to the host", bytes, 64),
+        job(
+            "stream:vsock:receive:65536",
+            "stream to the guest",
+            bytes,
+            64,
+        ),
+    ]
 }
 
 /// What the guest says of a job.

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::jobs::{self, Done, Job, float};
-use super::{Set, monitors};
+use super::{Set, monitors, serve};
 use crate::boot::Boot;
 use crate::measure::{MeasureError, read, version};
 use crate::report::{Figure, IoJob, IoRow, IoSet};
@@ -27,6 +27,8 @@ pub fn measure(
     match set {
         Set::Block => write_disk(&places.disk)
             .map_err(|error| MeasureError::File(places.disk.display().to_string(), error))?,
+        Set::Net => serve::network().map_err(MeasureError::Server)?,
+        Set::Vsock => serve::vsock().map_err(MeasureError::Server)?,
     }
     let jobs = jobs::jobs(set);
     let rows = monitors::all(set, places)

@@ -6,6 +6,7 @@
 pub mod jobs;
 pub mod measure;
 pub mod monitors;
+pub mod serve;
 pub mod table;
 
 /// What is measured in one start of the lab.
@@ -13,6 +14,10 @@ pub mod table;
 pub enum Set {
     /// virtio-blk.
     Block,
+    /// virtio-net.
+    Net,
+    /// virtio-vsock.
+    Vsock,
 }
 
 impl Set {
@@ -20,6 +25,8 @@ impl Set {
     pub fn id(self) -> &'static str {
         match self {
             Self::Block => "block",
+            Self::Net => "net",
+            Self::Vsock => "vsock",
         }
     }
 
@@ -27,6 +34,8 @@ impl Set {
     pub fn title(self) -> &'static str {
         match self {
             Self::Block => "virtio-blk",
+            Self::Net => "virtio-net",
+            Self::Vsock => "virtio-vsock",
         }
     }
 }

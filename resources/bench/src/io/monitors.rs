@@ -1,12 +1,18 @@
 //! The monitors of each set, and the command lines that start them.
 
 use super::Set;
+use super::serve::{TAP, VSOCK};
 use crate::rows::{self, Places, RowSpec};
+
+/// The guest's address.
+const MAC: &str = "02:00:00:00:00:01";
 
 /// All rows of a set, in the order in which they are shown: ours first.
 pub fn all(set: Set, places: &Places) -> Vec<RowSpec> {
     match set {
         Set::Block => block(places),
+        Set::Net => net(places),
+        Set::Vsock => vsock(places),
     }
 }
 
@@ -52,6 +58,48 @@ fn block(places: &Places) -> Vec<RowSpec> {
                 "-device",
                 "virtio-blk-device,drive=disk,iothread=thread",
             ],
+        ),
+    ]
+}
+
+fn net(places: &Places) -> Vec<RowSpec> {
+    let ours = format!("tap={TAP},mac={MAC}");
+    let tap = |vhost| format!("tap,id=net,ifname={TAP},script=no,downscript=no,vhost={vhost}");
+    let device = format!("virtio-net-device,netdev=net,mac={MAC}");
+    let peer = |id, label, vhost| {
+        qemu(
+            places,
+            id,
+            label,
+            &["-netdev", &tap(vhost), "-device", &device],
+        )
+    };
+    vec![
+        rows::cofferdam(
+            places,
+            "cofferdam",
+            "Cofferdam",
+            &["--no-rng", "--net", &ours],
+        ),
+        peer("qemu-microvm", "QEMU microvm", "off"),
+        peer("qemu-microvm-vhost", "QEMU microvm, vhost", "on"),
+    ]
+}
+
+fn vsock(places: &Places) -> Vec<RowSpec> {
+    let ours = format!("cid=3,uds={VSOCK}");
+    vec![
+        rows::cofferdam(
+            places,
+            "cofferdam",
+            "Cofferdam",
+            &["--no-rng", "--vsock", &ours],
+        ),
+        qemu(
+            places,
+            "qemu-microvm",
+            "QEMU microvm, vhost",
+            &["-device", "vhost-vsock-device,guest-cid=3"],
         ),
     ]
 }
