@@ -123,8 +123,9 @@ pub fn all(places: &Places) -> Vec<RowSpec> {
     let pmem = format!("file={},ro", places.pmem.display());
     let net = "tap=bench0,mac=02:00:00:00:00:01";
     let devices = ["--no-rng", "--disk", &disk, "--net", net];
-    // The entropy device and the balloon are there unless left out.
+    // The entropy device is there unless left out.
     let all = [
+        "--balloon",
         "--disk",
         &disk,
         "--net",
