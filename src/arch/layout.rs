@@ -42,6 +42,9 @@ pub fn pmem_start(last: u64) -> u64 {
     last.max(HIGH_RAM).next_multiple_of(PMEM_ALIGNMENT)
 }
 
+/// First of the I/O ports that drivers may kick virtio devices with, 4 each.
+pub const KICK_PORT: u16 = 0x700;
+
 /// Splits `size` bytes of RAM into what lies below the MMIO hole and what lies from 4 GiB on.
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     let low = size.min(MMIO_HOLE);

@@ -41,6 +41,8 @@ pub const INTERRUPT_ACK: u64 = 0x64;
 const MAGIC: u32 = 0x7472_6976;
 /// "COFR", little-endian.
 const VENDOR: u32 = 0x5246_4f43;
+/// Offset of our own register: the I/O port for kicks, 0 for none.
+const KICK_PORT: u32 = 0xf0;
 /// Bytes of the longest configuration space there is.
 const CONFIG_SIZE: usize = 256;
 /// SHMLenLow to SHMBaseHigh; -1 says that there is no shared memory region.
@@ -150,6 +152,20 @@ impl MmioTransport {
         let kicks = (0..).zip(&self.kicks).zip(&self.are_synchronous);
         let kicks = kicks.filter(|(_, is_synchronous)| !**is_synchronous);
         kicks.map(|((queue, kick), _)| (queue, kick.as_ref()))
+    }
+
+    /// Offers the driver the I/O port `port` to kick all queues with, 4 bytes wide, as it would write
+    /// to [`QUEUE_NOTIFY`]: for a monitor that has an ioeventfd there for each queue. Refused (false)
+    /// if a queue's kicks must trap.
+    ///
+    /// It is an extension: register 0xf0, which virtio 1.2 leaves free, holds the port, and a driver
+    /// that knows it does not acknowledge used buffers either.
+    pub fn offer_kick_port(&self, port: u16) -> bool {
+        let is_offered = !self.are_synchronous.contains(&true);
+        if is_offered {
+            self.registers.store(KICK_PORT, port.into());
+        }
+        is_offered
     }
 
     /// The device's interrupt line.

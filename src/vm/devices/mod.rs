@@ -326,11 +326,17 @@ impl<'a> Devices<'a> {
         let gsi = layout::VIRTIO_GSI + at;
         let line = IrqLine::new(self.vm.clone(), gsi)?;
         let transport = MmioTransport::new(name, device, self.mem.clone(), line)?;
+        let port = layout::KICK_PORT + u16::try_from(at).unwrap_or_default() * 4;
+        let mut kick_at = vec![IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY)];
+        if transport.offer_kick_port(port) {
+            kick_at.push(IoEventAddress::Pio(port.into()));
+        }
         for (queue, kick) in transport.kicks() {
-            let address = IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY);
-            self.vm
-                .register_ioevent(kick, &address, queue)
-                .map_err(DeviceError::Kick)?;
+            for address in &kick_at {
+                self.vm
+                    .register_ioevent(kick, address, queue)
+                    .map_err(DeviceError::Kick)?;
+            }
         }
         self.map_registers(&transport, base.into())?;
         self.subscribers
