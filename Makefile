@@ -22,7 +22,7 @@ test: setup guest ## Unit tests, a short fuzz, and every test that boots somethi
 bench: setup guest build ## Measure boots beside QEMU microvm, check the budgets, draw the chart
 	@resources/bench/run
 
-build: ## Build the release binary
+build: ## Build the release binaries
 	@cargo build --release --locked --quiet 2>&1 || cargo build --release --locked
 
 setup: ## Install the Debian packages that are missing

@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod cli;
+pub mod companion;
 pub mod config;
 pub mod doctor;
 pub mod telemetry;

@@ -20,7 +20,7 @@ use rustix::mount::{
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::Share;
+use crate::share::Share;
 
 /// Serving files for a guest's users takes these: to own, to open and to mark files as they would,
 /// and to be them while it makes one.

@@ -16,8 +16,9 @@ use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory_017::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::checked::Checked;
+use crate::filter::{self, FilterError};
+use crate::monitor;
 use crate::sandbox::Sandbox;
-use crate::{FilterError, daemon, filter};
 
 /// Descriptors that the process needs for itself: a memory table's, the rings', its own.
 const OWN_FILES: u64 = 100;
@@ -48,7 +49,7 @@ pub fn serve(socket: &UnixStream, sandbox: Sandbox, read_only: bool) -> Result<(
     let config = config(sandbox);
     // Before the first thread, so that it holds for all of them.
     filter::apply()?;
-    let hand_over = || daemon::hand_over(socket, &connection).map_err(ServerError::Connection);
+    let hand_over = || monitor::hand_over(socket, &connection).map_err(ServerError::Connection);
     if read_only {
         let fs = PassthroughFsRo::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;

@@ -2,16 +2,17 @@
 
 mod boot;
 mod doctor;
-mod fsd;
 mod guest;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::vm::{EXIT_MONITOR, EXIT_USAGE};
+use crate::companion;
+use crate::vm::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE, fsd};
 
 /// A KVM microVM monitor: runs a Linux guest behind hardware walls, started in milliseconds.
 #[derive(Debug, Parser)]
@@ -27,9 +28,13 @@ enum Command {
     Boot(Box<boot::Args>),
     /// Say whether this host can run VMs, by trying.
     Doctor(doctor::Args),
-    /// Serve directories to a guest, from a sandbox.
-    #[command(hide = true)]
-    Fsd(fsd::Args),
+    /// Serve directories to a guest, from a sandbox; 'cofferdam fsd --help' says more.
+    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
+    Fsd {
+        /// What the program that does it is given.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell that the script is for.
@@ -66,7 +71,10 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Boot(args) => boot::run(*args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Fsd(args) => fsd::run(&args),
+        Command::Fsd { args } => {
+            let Err(error) = companion::exec(fsd::PROGRAM, &args);
+            fail(&error, EXIT_HOST)
+        }
         Command::Completions { shell } => {
             let (mut command, mut script) = (Cli::command(), Vec::new());
             clap_complete::generate(shell, &mut command, "cofferdam", &mut script);

@@ -2,6 +2,7 @@
 
 mod builder;
 mod devices;
+pub mod fsd;
 mod kvm;
 mod lifecycle;
 mod memory;

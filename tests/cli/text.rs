@@ -1,12 +1,14 @@
 //! What the program prints about itself, and configurations.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use cofferdam::arch::template::CpuTemplate;
 use serde_json::{Value, json};
 
-use super::harness::{Dir, finish, program, run, skip, start};
+use super::harness::{Dir, PROGRAM, finish, has_kvm, program, run, skip, start};
 
 /// If it fails, help is where a pager does not see it, or has no example to begin with.
 #[test]
@@ -111,6 +113,50 @@ fn a_reader_that_goes_away_is_no_panic() {
         child.close_stdout();
         let said = finish(child).stderr;
         assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+/// A copy of the program with nothing beside it.
+fn alone(dir: &Dir) -> String {
+    std::fs::copy(PROGRAM, dir.join("cofferdam")).unwrap();
+    dir.path("cofferdam")
+}
+
+/// If it fails, a subcommand that is a program of its own gets other arguments than the user's, or
+/// its end is lost.
+#[test]
+fn a_subcommand_may_be_a_program_beside_ours() {
+    let dir = Dir::new();
+    let program = alone(&dir);
+    let script = dir.write(
+        "cofferdam-fsd",
+        b"#!/bin/sh\nprintf '<%s>' \"$@\"; exit 7\n",
+    );
+    std::fs::set_permissions(script, Permissions::from_mode(0o755)).unwrap();
+    for args in [
+        &["--share", "path=/a b", "--", "-x"][..],
+        &["--help"],
+        &["--version"],
+    ] {
+        let run = finish(start(Command::new(&program).arg("fsd").args(args))).expect(7);
+        let words: Vec<_> = args.iter().map(|word| format!("<{word}>")).collect();
+        assert_eq!(run.stdout, words.concat());
+    }
+}
+
+/// If it fails, who installed only one of the programs is left to guess what is missing.
+#[test]
+fn a_missing_program_is_named_with_its_place() {
+    let dir = Dir::new();
+    let program = alone(&dir);
+    let missing = dir.path("cofferdam-fsd");
+    let parts = [missing.as_str(), program.as_str(), "make build"];
+    finish(start(Command::new(&program).arg("fsd"))).refused(3, &parts);
+    if has_kvm() {
+        let args = ["boot", "--memory", "32M", "--fs", "tag=data,path=/tmp"];
+        let mut boot = Command::new(&program);
+        boot.args(args).arg("--kernel").arg(dir.join("off"));
+        finish(start(&mut boot)).refused(3, &parts);
     }
 }
 

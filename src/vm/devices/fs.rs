@@ -1,17 +1,13 @@
 //! Shared directories.
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use cofferdam_devices::virtio::fs::Fs;
-use cofferdam_fsd::{Daemon, Share};
-
 use super::{DeviceError, Devices};
+use crate::companion;
 use crate::config::FsConfig;
-
-/// The monitor's own program, which is the file-system process's too, whatever became of its file.
-const PROGRAM: &str = "/proc/self/exe";
+use crate::vm::fsd::{Daemon, PROGRAM};
+use cofferdam_devices::virtio::fs::Fs;
 
 impl Devices<'_> {
     /// Adds the device with `tag`: with a process of our own for directories, or connected to
@@ -28,13 +24,16 @@ impl Devices<'_> {
                 Fs::new(tag, socket, None)?
             }
             None => {
-                let shares = shares(tag, shared)?;
+                look_at(tag, shared)?;
+                let program =
+                    companion::find(PROGRAM).map_err(|source| DeviceError::FsProgram {
+                        tag: tag.to_owned(),
+                        source,
+                    })?;
                 let Daemon { child, socket } =
-                    Daemon::start(Path::new(PROGRAM), &shares).map_err(|source| {
-                        DeviceError::FsDaemon {
-                            tag: tag.to_owned(),
-                            source,
-                        }
+                    Daemon::start(&program, shared).map_err(|source| DeviceError::FsDaemon {
+                        tag: tag.to_owned(),
+                        source,
                     })?;
                 log::info!("fs {tag}: served by process {}", child.id());
                 Fs::new(tag, socket, Some(child))?
@@ -44,21 +43,15 @@ impl Devices<'_> {
     }
 }
 
-/// The directories, looked at before a process is started that cannot say it better.
-fn shares(tag: &str, shared: &[&FsConfig]) -> Result<Vec<Share>, DeviceError> {
-    let paths = shared.iter().filter_map(|fs| Some((fs, fs.path.as_ref()?)));
-    paths
-        .map(|(fs, path)| {
-            std::fs::read_dir(path).map_err(|source| DeviceError::FsDirectory {
-                tag: tag.to_owned(),
-                path: path.clone(),
-                source,
-            })?;
-            Ok(Share {
-                path: path.clone(),
-                name: fs.name.clone(),
-                ro: fs.ro,
-            })
-        })
-        .collect()
+/// Looks at the directories before a process is started that cannot say it better.
+fn look_at(tag: &str, shared: &[&FsConfig]) -> Result<(), DeviceError> {
+    let mut paths = shared.iter().filter_map(|fs| fs.path.as_ref());
+    paths.try_for_each(|path| match std::fs::read_dir(path) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(DeviceError::FsDirectory {
+            tag: tag.to_owned(),
+            path: path.clone(),
+            source,
+        }),
+    })
 }

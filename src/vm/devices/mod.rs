@@ -31,7 +31,6 @@ use cofferdam_devices::virtio::mmio::{
 use cofferdam_devices::virtio::net::TapError;
 use cofferdam_devices::virtio::pmem::{Pmem, PmemError};
 use cofferdam_devices::virtio::vsock::VsockError;
-use cofferdam_fsd::DaemonError;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
@@ -39,10 +38,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::irq_line::IrqLine;
 use super::Subscriber;
+use super::fsd::DaemonError;
 use super::lifecycle::Stopper;
 use super::passt::PasstError;
 use super::worker::Worker;
 use crate::arch::layout;
+use crate::companion::CompanionError;
 use crate::config::{ConfigError, VmConfig};
 
 /// Why a VM cannot have its devices.
@@ -117,6 +118,15 @@ pub enum DeviceError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The program that would serve the directories is not there.
+    #[error("fs {tag}: the directory cannot be served")]
+    FsProgram {
+        /// The device's tag.
+        tag: String,
+        /// Why.
+        #[source]
+        source: CompanionError,
     },
     /// Our own process does not come up.
     #[error("fs {tag}")]

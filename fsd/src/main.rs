@@ -1,43 +1,49 @@
 //! The file-system process: it serves directories of the host to one guest, over vhost-user, from a
 //! sandbox in which there is nothing else.
 //!
-//! The monitor starts it ([`Daemon`]) with one end of a socket as its standard input. It builds its
-//! sandbox ([`sandbox`]), opens a vhost-user connection to itself in it, sends the monitor one end
-//! of that, gives up what it does not need ([`filter`]) and serves the other ([`server`]). The file
-//! system itself is virtiofsd's.
+//! The monitor starts it with one end of a socket as its standard input. It builds its sandbox
+//! ([`sandbox`]), opens a vhost-user connection to itself in it, sends the monitor one end of that
+//! ([`monitor`]), gives up what it does not need ([`filter`]) and serves the other ([`server`]). The
+//! file system itself is virtiofsd's.
 
 mod checked;
-mod daemon;
 mod filter;
 mod logger;
+mod monitor;
 mod sandbox;
 mod server;
+mod share;
 
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::process::ExitCode;
 
-pub use daemon::{Daemon, DaemonError};
-pub use filter::FilterError;
-pub use sandbox::SandboxError;
-pub use server::ServerError;
+use clap::Parser;
 
-/// A directory that the guest gets to see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// The directory.
-    pub path: PathBuf,
-    /// Its name in the root of what the guest mounts; without one it is that root.
-    pub name: Option<String>,
-    /// The guest may not write.
-    pub ro: bool,
+use sandbox::SandboxError;
+use server::ServerError;
+use share::Share;
+
+/// Exit code for a host that cannot; the monitor's has the same meaning.
+const EXIT_HOST: u8 = 3;
+
+/// Serve directories to a guest, from a sandbox; 'cofferdam boot --fs' starts this process
+///
+/// Standard input is a Unix socket, over which the process sends one end of a vhost-user connection
+/// when it is ready, or says why it is not. It ends when that connection does.
+#[derive(Debug, Parser)]
+#[command(name = "cofferdam-fsd", bin_name = "cofferdam fsd", version)]
+struct Args {
+    /// Directory (repeatable): [name=NAME,][ro,]path=DIR
+    #[arg(long = "share", value_name = "path=DIR", required = true)]
+    shares: Vec<Share>,
 }
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
-pub enum FsdError {
+enum FsdError {
     /// Standard input is not what the monitor makes it.
     #[error(
         "standard input is not the monitor's socket; 'cofferdam boot --fs' starts this process"
@@ -54,14 +60,28 @@ pub enum FsdError {
     Server(#[from] ServerError),
 }
 
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args.shares) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // In all other cases the monitor has been told, and tells the user, if there is one.
+            if let FsdError::Socket(_) = error {
+                eprintln!("cofferdam fsd: {}", Causes(&error));
+            }
+            ExitCode::from(EXIT_HOST)
+        }
+    }
+}
+
 /// Serves `shares` to the monitor at the other end of standard input until it hangs up. What goes
 /// wrong before is said to the monitor.
-pub fn run(shares: &[Share]) -> Result<(), FsdError> {
+fn run(shares: &[Share]) -> Result<(), FsdError> {
     let socket = take_stdin().map_err(FsdError::Socket)?;
     logger::init().map_err(FsdError::Log)?;
     let result = serve(&socket, shares);
     if let Err(error) = &result {
-        daemon::report(&socket, &Causes(error).to_string());
+        monitor::report(&socket, &Causes(error).to_string());
     }
     result
 }

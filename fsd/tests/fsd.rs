@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cofferdam::config::FsConfig;
+use cofferdam::vm::fsd::Daemon;
 use cofferdam_devices::GuestMemory;
 use cofferdam_devices::virtio::vhost_user::Backend;
 use cofferdam_devices::virtio::{Interrupt, Registers, VirtQueue};
-use cofferdam_fsd::{Daemon, Share};
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -45,6 +46,9 @@ const REQUEST: u64 = 0x1_0000;
 const ANSWER: u64 = 0x2_0000;
 const ANSWER_LEN: u32 = 0x8000;
 
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam-fsd");
+
 /// A directory of a test's own, gone when dropped.
 struct TempDir(PathBuf);
 
@@ -75,6 +79,16 @@ fn tree() -> (TempDir, PathBuf) {
     (dir, shared)
 }
 
+/// A directory as the monitor's configuration has it.
+fn share(path: &Path, name: Option<&str>, ro: bool) -> FsConfig {
+    FsConfig {
+        path: Some(path.to_owned()),
+        name: name.map(str::to_owned),
+        ro,
+        ..FsConfig::default()
+    }
+}
+
 /// A guest's kernel that speaks FUSE to a process of ours, one request at a time.
 struct Guest {
     daemon: Option<Daemon>,
@@ -86,8 +100,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(shares: &[Share]) -> Self {
-        let daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_cofferdam")), shares).unwrap();
+    fn new(shares: &[&FsConfig]) -> Self {
+        let daemon = Daemon::start(Path::new(PROGRAM), shares).unwrap();
         let backend = Backend::new(daemon.socket.try_clone().unwrap()).unwrap();
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         let file = Arc::new(File::from(file));
@@ -125,8 +139,7 @@ impl Guest {
 
     /// One directory, writable.
     fn sharing(path: &Path) -> Self {
-        let (path, name, ro) = (path.to_owned(), None, false);
-        Self::new(&[Share { path, name, ro }])
+        Self::new(&[&share(path, None, false)])
     }
 
     /// Sends a request and returns what was answered, without its header, or the error number.
@@ -405,12 +418,10 @@ fn only_files_and_directories_are_opened() {
 fn several_directories_share_a_root() {
     let (_dirs, writable) = tree();
     let (_others, other) = tree();
-    let share = |path: &Path, name: &str, ro| Share {
-        path: path.to_owned(),
-        name: Some(name.into()),
-        ro,
-    };
-    let shares = [share(&writable, "w", false), share(&other, "r", true)];
+    let shares = [
+        &share(&writable, Some("w"), false),
+        &share(&other, Some("r"), true),
+    ];
     let mut guest = Guest::new(&shares);
     let (w, _) = guest.lookup(ROOT, "w").unwrap();
     let (r, _) = guest.lookup(ROOT, "r").unwrap();
@@ -422,11 +433,7 @@ fn several_directories_share_a_root() {
     assert_eq!(guest.read(file).unwrap(), "the guest's");
     assert_eq!(guest.lookup(ROOT, "secret"), Err(libc::ENOENT));
 
-    let only = Share {
-        name: None,
-        ..share(&other, "", true)
-    };
-    let mut guest = Guest::new(&[only]);
+    let mut guest = Guest::new(&[&share(&other, None, true)]);
     assert_eq!(guest.mkdir(ROOT, "new"), Err(libc::EROFS));
     let (file, _) = guest.lookup(ROOT, "file").unwrap();
     assert_eq!(guest.open(file, libc::O_RDWR), Err(libc::EROFS));
@@ -521,15 +528,13 @@ fn it_ends_with_the_monitor() {
 #[test]
 fn what_cannot_be_shared_is_said() {
     let (_dir, shared) = tree();
-    let path = shared.join("nothing");
-    let (name, ro) = (None, false);
-    let share = Share { path, name, ro };
-    let program = Path::new(env!("CARGO_BIN_EXE_cofferdam"));
-    let error = Daemon::start(program, &[share]).unwrap_err().to_string();
+    let nothing = share(&shared.join("nothing"), None, false);
+    let program = Path::new(PROGRAM);
+    let error = Daemon::start(program, &[&nothing]).unwrap_err().to_string();
     assert!(error.contains("nothing"), "{error}");
     assert!(error.contains("No such file"), "{error}");
     let output = std::process::Command::new(program)
-        .args(["fsd", "--share", "path=/"])
+        .args(["--share", "path=/"])
         .stdin(std::process::Stdio::null())
         .output()
         .unwrap();
@@ -537,4 +542,33 @@ fn what_cannot_be_shared_is_said() {
     assert!(text.contains("standard input is not"), "{text}");
     let permissions = fs::metadata(&shared).unwrap().permissions();
     assert_eq!(permissions.mode() & 0o777, 0o755);
+}
+
+/// If it fails, who asks `cofferdam fsd` what it is gets no answer, or a wrong name for it.
+#[test]
+fn the_program_says_what_it_is() {
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(PROGRAM)
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, help, _) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    for part in [
+        "Usage: cofferdam fsd",
+        "--share",
+        "[name=NAME,][ro,]path=DIR",
+    ] {
+        assert!(help.contains(part), "no {part}: {help}");
+    }
+    let (code, _, refusal) = run(&["--share", "/srv"]);
+    assert_eq!(code, Some(2));
+    assert!(refusal.contains("expected [name=NAME,]"), "{refusal}");
 }

@@ -1,24 +1,25 @@
-//! The monitor's side: starts the file-system process and gets its connection.
+//! The file-system process, `cofferdam-fsd`, as the monitor sees it: started, and its connection had.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::ffi::OsString;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::Share;
+use crate::config::FsConfig;
 
+/// The program, which lies beside ours.
+pub const PROGRAM: &str = "cofferdam-fsd";
 /// How long the process may take to build its sandbox.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The first byte of its message when a connection comes with it; else all of it is why not.
+/// Its whole message when a connection comes with it; else the message is why not. The other side is
+/// in fsd/src/monitor.rs.
 const READY: u8 = 0;
 /// Bytes of that message at most.
 const MESSAGE: usize = 4096;
@@ -47,24 +48,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program fsd` for `shares` and waits until it is ready.
-    pub fn start(program: &Path, shares: &[Share]) -> Result<Self, DaemonError> {
+    /// Starts `program` for the directories `shares` and waits until it is ready.
+    pub fn start(program: &Path, shares: &[&FsConfig]) -> Result<Self, DaemonError> {
         let (ours, theirs) = UnixStream::pair().map_err(DaemonError::Start)?;
         ours.set_read_timeout(Some(PATIENCE))
             .map_err(DaemonError::Start)?;
         let mut command = Command::new(program);
-        command.arg("fsd");
-        for share in shares {
-            let mut option = std::ffi::OsString::new();
-            if let Some(name) = &share.name {
-                option.push(format!("name={name},"));
-            }
-            if share.ro {
-                option.push("ro,");
-            }
-            // The last one: there may be commas in it.
-            option.push("path=");
-            option.push(&share.path);
+        for option in shares.iter().copied().filter_map(option) {
             command.arg("--share").arg(option);
         }
         let mut child = command
@@ -89,6 +79,22 @@ impl Daemon {
     }
 }
 
+/// A directory as the process's command line has it: `[name=NAME,][ro,]path=DIR`.
+fn option(share: &FsConfig) -> Option<OsString> {
+    let path = share.path.as_ref()?;
+    let mut option = OsString::new();
+    if let Some(name) = &share.name {
+        option.push(format!("name={name},"));
+    }
+    if share.ro {
+        option.push("ro,");
+    }
+    // The last one: there may be commas in it.
+    option.push("path=");
+    option.push(path);
+    Some(option)
+}
+
 /// Waits for the process's one message.
 fn connection(socket: &UnixStream) -> Result<UnixStream, DaemonError> {
     let silent = |errno: rustix::io::Errno| DaemonError::Silent(errno.into());
@@ -108,28 +114,4 @@ fn connection(socket: &UnixStream) -> Result<UnixStream, DaemonError> {
         (Some([]) | None, _) => Err(DaemonError::Silent(io::ErrorKind::UnexpectedEof.into())),
         (Some(text), _) => Err(DaemonError::Refused(String::from_utf8_lossy(text).into())),
     }
-}
-
-/// The process is ready: sends the monitor its end of the connection.
-pub(crate) fn hand_over(socket: &UnixStream, connection: &UnixStream) -> io::Result<()> {
-    let files = [connection.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&files));
-    let parts = [IoSlice::new(&[READY])];
-    sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// The process cannot serve: tells the monitor why.
-pub(crate) fn report(socket: &UnixStream, why: &str) {
-    let text = why.as_bytes();
-    let parts = [IoSlice::new(text.get(..MESSAGE).unwrap_or(text))];
-    // If the monitor is gone, nobody needs to know.
-    let _ = sendmsg(
-        socket,
-        &parts,
-        &mut SendAncillaryBuffer::default(),
-        SendFlags::NOSIGNAL,
-    );
 }
