@@ -10,7 +10,7 @@ use std::process;
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::ForkResult;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -95,8 +95,9 @@ pub fn enter(shares: &[Share]) -> Result<Sandbox, SandboxError> {
     unshare(is_single_user)?;
     fork()?;
     die_with_parent()?;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let proc_self_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
+    // As a mount of its own, from which no way leads up.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let proc_self_fd = open_tree(CWD, "/proc/self/fd", flags)
         .step("open /proc/self/fd")?
         .into();
     make_root(shares)?;
@@ -194,9 +195,22 @@ fn make_root(shares: &[Share]) -> Result<(), SandboxError> {
         _ => &root_of(shares, &trees).step("mount the directories")?,
     };
     rustix::process::fchdir(root).step("enter the new root")?;
-    rustix::process::pivot_root(".", ".").step("change the root")?;
-    unmount(".", UnmountFlags::DETACH).step("forget the host's files")?;
+    change_root(root.as_fd())?;
     rustix::process::chdir("/").step("enter the new root")
+}
+
+/// Makes the working directory, where `root` is mounted, the root, and forgets the one before. An
+/// initramfs cannot be forgotten: on a host that has nothing else it is covered, and the process
+/// locked in above it, since it keeps neither a way down nor what it takes to change the root again.
+fn change_root(root: BorrowedFd<'_>) -> Result<(), SandboxError> {
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => unmount(".", UnmountFlags::DETACH).step("forget the host's files"),
+        Err(Errno::INVAL) => {
+            attach(root, CWD, Path::new("/")).step("cover the host's files")?;
+            rustix::process::chroot(".").step("change the root")
+        }
+        Err(error) => Err(error).step("change the root"),
+    }
 }
 
 /// The mounts at and below a directory, to be mounted elsewhere: without devices, set-user-ID
