@@ -17,6 +17,10 @@ const INSIDE: &str = "/bench";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// What `-M microvm` loads: its firmware.
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
+/// Our file-system process, which lies beside the monitor.
+const FSD: &str = "cofferdam-fsd";
+/// The peer's: where QEMU's package has it, and the package of that name.
+const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 /// Seconds of wall time for one start: three times what it takes on two busy CPUs.
 const TIMEOUT: &str = "400";
 /// The lab's own code for a timeout.
@@ -33,6 +37,9 @@ pub enum LabError {
     /// A file that is needed is not to be had.
     #[error("{0}")]
     File(PathBuf, #[source] std::io::Error),
+    /// The peer cannot share directories.
+    #[error("virtiofsd is missing; `resources/setup lab` installs it")]
+    NoVirtiofsd,
     /// The lab did not end well.
     #[error("the lab ended with {0}; what went wrong is said above")]
     Failed(ExitStatus),
@@ -52,6 +59,8 @@ pub struct Setup {
     pub kernel: PathBuf,
     /// The initramfs of the guests that only boot.
     pub initrd: PathBuf,
+    /// The same as an image, for guests that have their root on a device.
+    pub root: PathBuf,
     /// The initramfs of the guests that do input and output.
     pub io_initrd: PathBuf,
     /// For the lab's results, and raw traces if asked for.
@@ -70,6 +79,8 @@ pub fn places_inside() -> Places {
         qemu: QEMU.into(),
         kernel: inside("vmlinux"),
         initrd: inside("initrd.cpio"),
+        root: inside("root.erofs"),
+        virtiofsd: inside("virtiofsd"),
         disk: "/tmp/disk.img".into(),
         pmem: "/tmp/pmem.img".into(),
     }
@@ -140,6 +151,15 @@ impl Setup {
             Path::new(FIRMWARE),
             &Path::new(FIRMWARE).with_file_name("bios-microvm.bin"),
         );
+        match what {
+            What::Boot => include(&absolute(&self.root)?, &inside.root),
+            What::Io(Set::Fs) => {
+                let ours = self.monitor.with_file_name(FSD);
+                include(&absolute(&ours)?, &Path::new(INSIDE).join(FSD));
+                include(virtiofsd()?, &inside.virtiofsd);
+            }
+            What::Io(_) => {}
+        }
         command
             .arg("--")
             .arg(program)
@@ -155,6 +175,13 @@ impl Setup {
             .status()
             .map_err(|error| LabError::File(self.lab.clone(), error))
     }
+}
+
+fn virtiofsd() -> Result<&'static Path, LabError> {
+    let mut places = VIRTIOFSD.iter().map(Path::new);
+    places
+        .find(|path| path.exists())
+        .ok_or(LabError::NoVirtiofsd)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, LabError> {

@@ -99,6 +99,9 @@ struct Options {
     /// [resources/bench/run: resources/rootfs's].
     #[arg(long, value_name = "FILE", required_unless_present = "from")]
     initrd: Option<PathBuf>,
+    /// An EROFS image with the same as `/sbin/init` [resources/bench/run: resources/rootfs's].
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    root: Option<PathBuf>,
     /// The initramfs for input and output, whose init does the jobs that it is told
     /// [resources/bench/run: resources/rootfs's].
     #[arg(long, value_name = "FILE", required_unless_present = "from")]
@@ -164,9 +167,7 @@ fn bench(options: &Options) -> Result<bool> {
         &options.json,
         &(serde_json::to_string_pretty(&report)? + "\n"),
     )?;
-    if let Some(lab) = &report.lab {
-        write(&options.svg, &svg::render(lab))?;
-    }
+    write(&options.svg, &svg::render(&report))?;
     std::io::stdout().write_all(table::render(&report).as_bytes())?;
     let broken: Vec<_> = report
         .budgets
@@ -197,6 +198,7 @@ fn measure(options: &Options) -> Result<Report> {
         monitor: options.monitor.clone(),
         kernel: options.kernel.clone().unwrap_or_default(),
         initrd: options.initrd.clone().unwrap_or_default(),
+        root: options.root.clone().unwrap_or_default(),
         io_initrd: options.io_initrd.clone().unwrap_or_default(),
         output: options.json.parent().unwrap_or(Path::new(".")).join("lab"),
         runs: options.runs,

@@ -12,12 +12,20 @@ pub const DEFAULT_ROW: &str = "cofferdam";
 pub const DEVICES_ROW: &str = "cofferdam-devices";
 /// The row with a device of each kind.
 pub const ALL_ROW: &str = "cofferdam-all";
+/// The rows whose root is an image on a disk, and the same image on a pmem device.
+pub const ROOT_ROWS: [&str; 3] = [
+    "cofferdam-blk-root",
+    "cofferdam-pmem-root",
+    "qemu-microvm-blk-root",
+];
 /// The peer's rows.
 pub const PEER_ROWS: [&str; 2] = ["qemu-microvm", "qemu-microvm-acpi"];
 
 /// What Cofferdam adds to a kernel's command line by itself, so that the peer's kernel gets the
 /// same.
 const COFFERDAM_ADDS: &str = "panic=-1 console=ttyS0 8250.nr_uarts=1";
+/// What it adds if the root is a disk.
+const COFFERDAM_ADDS_FOR_ROOT: &str = "panic=-1 console=ttyS0 8250.nr_uarts=1 root=/dev/vda ro";
 
 /// Where things are in the lab.
 #[derive(Clone, Debug)]
@@ -30,6 +38,10 @@ pub struct Places {
     pub kernel: PathBuf,
     /// The initramfs that all boot.
     pub initrd: PathBuf,
+    /// A root file system with the initramfs's init, as an image.
+    pub root: PathBuf,
+    /// The peer's file-system process.
+    pub virtiofsd: PathBuf,
     /// A disk for the rows that have one.
     pub disk: PathBuf,
     /// An image for the row with a pmem device: a disk locks its own.
@@ -135,7 +147,7 @@ pub fn all(places: &Places) -> Vec<RowSpec> {
         "--pmem",
         &pmem,
     ];
-    vec![
+    let mut rows = vec![
         ours(DEFAULT_ROW, "Cofferdam", &["--no-rng"]),
         ours(
             "cofferdam-map",
@@ -146,16 +158,59 @@ pub fn all(places: &Places) -> Vec<RowSpec> {
         ours(ALL_ROW, "Cofferdam, all devices", &all),
         qemu(places, PEER_ROWS[0], "QEMU microvm", "acpi=off", &[]),
         qemu(places, PEER_ROWS[1], "QEMU microvm, ACPI", "acpi=on", &[]),
+    ];
+    rows.extend(roots(places));
+    rows
+}
+
+/// Without an initramfs: the root is an image.
+fn roots(places: &Places) -> [RowSpec; 3] {
+    let image = path(&places.root);
+    let ours = |id, label, device: &str| {
+        let source = ["--no-rng", "--rootfs", &format!("{image}{device},ro")];
+        cofferdam_from(places, id, label, &source)
+    };
+    let source = [
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-drive",
+        &format!("if=none,id=root,format=raw,readonly=on,file={image}"),
+        "-device",
+        "virtio-blk-device,drive=root",
+    ];
+    [
+        ours(ROOT_ROWS[0], "Cofferdam, root on blk", ""),
+        ours(ROOT_ROWS[1], "Cofferdam, root on pmem", ",pmem"),
+        RowSpec {
+            cmdline: ("-append", COFFERDAM_ADDS_FOR_ROOT),
+            ..qemu_from(
+                places,
+                ROOT_ROWS[2],
+                "QEMU microvm, root on blk",
+                "acpi=off",
+                &source,
+            )
+        },
     ]
 }
 
-/// Cofferdam with more options.
+/// Cofferdam with the initramfs and more options.
 pub fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &[&str]) -> RowSpec {
+    let initrd = path(&places.initrd);
+    let more: Vec<_> = ["--initrd", &initrd].iter().chain(more).copied().collect();
+    cofferdam_from(places, id, label, &more)
+}
+
+/// Cofferdam with options that say where init is, and more.
+fn cofferdam_from(
+    places: &Places,
+    id: &'static str,
+    label: &'static str,
+    more: &[&str],
+) -> RowSpec {
     let memory = format!("{GUEST_MEMORY_MIB}M");
-    let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
-    let args = [
-        "boot", "--kernel", &kernel, "--initrd", &initrd, "--memory", &memory,
-    ];
+    let kernel = path(&places.kernel);
+    let args = ["boot", "--kernel", &kernel, "--memory", &memory];
     RowSpec {
         id,
         label,
@@ -170,9 +225,22 @@ pub fn cofferdam(places: &Places, id: &'static str, label: &'static str, more: &
     }
 }
 
-/// QEMU's `microvm` machine with all left out that can be: option ROMs, PIT, PIC, RTC, default
-/// devices. With ACPI its guest can power off; without, it starts sooner.
+/// QEMU's `microvm` machine with the initramfs, and all left out that can be: option ROMs, PIT, PIC,
+/// RTC, default devices. With ACPI its guest can power off; without, it starts sooner.
 pub fn qemu(
+    places: &Places,
+    id: &'static str,
+    label: &'static str,
+    acpi: &str,
+    more: &[&str],
+) -> RowSpec {
+    let initrd = path(&places.initrd);
+    let more: Vec<_> = ["-initrd", &initrd].iter().chain(more).copied().collect();
+    qemu_from(places, id, label, acpi, &more)
+}
+
+/// The same with options that say where init is, and more.
+fn qemu_from(
     places: &Places,
     id: &'static str,
     label: &'static str,
@@ -181,7 +249,7 @@ pub fn qemu(
 ) -> RowSpec {
     let machine = format!("microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,{acpi}");
     let memory = GUEST_MEMORY_MIB.to_string();
-    let (kernel, initrd) = (path(&places.kernel), path(&places.initrd));
+    let kernel = path(&places.kernel);
     let args = [
         "-M",
         &machine,
@@ -200,8 +268,6 @@ pub fn qemu(
         "stdio",
         "-kernel",
         &kernel,
-        "-initrd",
-        &initrd,
     ];
     RowSpec {
         id,
@@ -231,6 +297,8 @@ mod tests {
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/bench/vmlinux".into(),
             initrd: "/bench/bench.cpio".into(),
+            root: "/bench/bench.erofs".into(),
+            virtiofsd: "/usr/lib/qemu/virtiofsd".into(),
             disk: "/tmp/disk".into(),
             pmem: "/tmp/pmem".into(),
         })
@@ -241,9 +309,11 @@ mod tests {
     fn all_boot_the_same_guest() {
         for row in rows() {
             let shown = row.shown();
-            for part in ["vmlinux", "bench.cpio", "128", "quiet"] {
+            for part in ["vmlinux", "bench", "128", "quiet"] {
                 assert!(shown.contains(part), "{shown}");
             }
+            let has_root = shown.contains("bench.erofs");
+            assert_eq!(has_root, ROOT_ROWS.contains(&row.id), "{shown}");
         }
     }
 

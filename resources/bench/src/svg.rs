@@ -1,14 +1,19 @@
-//! The report as a picture: bars for the stages of a boot, and the counts below. One file that
-//! refers to nothing outside itself.
+//! The report as a picture: bars for the stages of a boot, the counts below, and what there is of
+//! input and output. One file that refers to nothing outside itself.
 
 use std::fmt::Write as _;
 
-use crate::report::{Lab, Row};
+use crate::io::chart;
+use crate::report::{Lab, Report, Row};
 
-const WIDTH: f64 = 960.0;
-const MARGIN: f64 = 24.0;
+/// Width of the picture, and of the edge that stays empty.
+pub const WIDTH: f64 = 960.0;
+pub const MARGIN: f64 = 24.0;
+/// The colour of grid lines, and the attributes of small text.
+pub const RULE: &str = "#ddd";
+pub const SMALL: &str = "font-size=\"11\" fill=\"#666\"";
 /// Where the bars begin, and the columns of the table.
-const LEFT: f64 = 210.0;
+const LEFT: f64 = 216.0;
 /// Room for the figure behind the longest bar.
 const RIGHT: f64 = 90.0;
 /// Height of the head, of a row of bars, and of a row of the table.
@@ -33,19 +38,31 @@ const COUNTS: [&str; 6] = [
     "threads",
 ];
 
-/// Draws the boots.
-pub fn render(lab: &Lab) -> String {
+/// Draws what was measured.
+pub fn render(report: &Report) -> String {
+    let mut drawn = String::new();
+    let mut height = MARGIN;
+    if let Some(lab) = &report.lab {
+        height = boots(&mut drawn, lab);
+    }
+    if !report.io.is_empty() {
+        height = chart::draw(&mut drawn, &report.io, height + 12.0);
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
+         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" \
+         font-size=\"13\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{drawn}</svg>\n"
+    )
+}
+
+/// Draws the boots at the top; returns where they end.
+fn boots(svg: &mut String, lab: &Lab) -> f64 {
     let rows = &lab.rows;
     let bars_end = HEAD + BAR_ROW * count(rows.len());
     let table_top = bars_end + 62.0;
     let height = table_top + TABLE_ROW * (count(rows.len()) + 1.0) + 46.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
-         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" \
-         font-size=\"13\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
-    );
     text(
-        &mut svg,
+        svg,
         MARGIN,
         34.0,
         "font-size=\"18\" font-weight=\"bold\"",
@@ -53,33 +70,26 @@ pub fn render(lab: &Lab) -> String {
     );
     let memory = lab.guest_memory_mib;
     let what = format!(
-        "1 vCPU, {memory} MiB, the same kernel and initramfs, quiet console; virtual milliseconds, \
+        "1 vCPU, {memory} MiB, the same kernel and init, quiet console; virtual milliseconds, \
          which count instructions and are no hardware's"
     );
-    text(&mut svg, MARGIN, 54.0, "fill=\"#666\"", &what);
-    legend(&mut svg);
+    text(svg, MARGIN, 54.0, "fill=\"#666\"", &what);
+    legend(svg);
     let longest = rows.iter().map(end).fold(1.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT - MARGIN) / longest;
-    axis(&mut svg, longest, scale, bars_end);
+    axis(svg, longest, scale, bars_end);
     for (number, row) in rows.iter().enumerate() {
-        bar(&mut svg, row, HEAD + BAR_ROW * count(number), scale);
+        bar(svg, row, HEAD + BAR_ROW * count(number), scale);
     }
-    table(&mut svg, rows, table_top);
+    table(svg, rows, table_top);
     let note = "Exits and faults until init's line is out; memory while the guest idles, guest \
                 memory told apart by KVM's memory slots.";
-    text(
-        &mut svg,
-        MARGIN,
-        height - 18.0,
-        "font-size=\"11\" fill=\"#666\"",
-        note,
-    );
-    svg.push_str("</svg>\n");
-    svg
+    text(svg, MARGIN, height - 18.0, SMALL, note);
+    height
 }
 
 /// A small number as a coordinate.
-fn count(number: usize) -> f64 {
+pub fn count(number: usize) -> f64 {
     u32::try_from(number).map_or(0.0, f64::from)
 }
 
@@ -88,7 +98,8 @@ fn end(row: &Row) -> f64 {
     row.stages.exit_ms.unwrap_or(row.stages.init_ms).median
 }
 
-fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
+/// Adds text whose baseline begins, or as the attributes say, at `x`.
+pub fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     let _ = writeln!(
         svg,
@@ -96,7 +107,17 @@ fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
     );
 }
 
-fn rect(svg: &mut String, x: f64, y: f64, size: (f64, f64), fill: &str) {
+/// Adds a straight line.
+pub fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str) {
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\"/>",
+        from.0, from.1, to.0, to.1
+    );
+}
+
+/// Adds a filled rectangle.
+pub fn rect(svg: &mut String, x: f64, y: f64, size: (f64, f64), fill: &str) {
     let (width, height) = size;
     let _ = writeln!(
         svg,
@@ -122,13 +143,9 @@ fn axis(svg: &mut String, longest: f64, scale: f64, bottom: f64) {
     let mut time = 0.0;
     while time <= longest {
         let x = LEFT + time * scale;
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"#ddd\"/>",
-            HEAD - 8.0
-        );
-        let attributes = "text-anchor=\"middle\" font-size=\"11\" fill=\"#666\"";
-        text(svg, x, bottom + 15.0, attributes, &format!("{time}"));
+        line(svg, (x, HEAD - 8.0), (x, bottom), RULE);
+        let attributes = format!("text-anchor=\"middle\" {SMALL}");
+        text(svg, x, bottom + 15.0, &attributes, &format!("{time}"));
         time += step;
     }
 }
@@ -176,12 +193,7 @@ fn table(svg: &mut String, rows: &[Row], top: f64) {
     }
     for (number, row) in rows.iter().enumerate() {
         let y = top + TABLE_ROW * (count(number) + 1.0);
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{MARGIN}\" y1=\"{0:.1}\" x2=\"{1:.1}\" y2=\"{0:.1}\" stroke=\"#ddd\"/>",
-            y - 16.0,
-            WIDTH - MARGIN
-        );
+        line(svg, (MARGIN, y - 16.0), (WIDTH - MARGIN, y - 16.0), RULE);
         text(svg, LEFT - 10.0, y, "text-anchor=\"end\"", &row.label);
         let counts = [
             row.exits,
@@ -206,14 +218,17 @@ fn table(svg: &mut String, rows: &[Row], top: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::{lab, row};
+    use crate::report::tests::{io_set, report, row};
 
     /// If it fails, the picture is no XML, refers to something outside, or lacks a row.
     #[test]
     fn the_picture_is_whole_and_alone() {
-        let svg = render(&lab(vec![row("a", 50.0), row("b", 120.0)]));
+        let mut report = report(vec![row("a", 50.0), row("b", 120.0)]);
+        report.io.push(io_set(2.0, 1.0));
+        let svg = render(&report);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("&lt;a>") && svg.contains("init 120.0"));
+        assert!(svg.contains("virtio-blk") && svg.contains(">2.00<"));
         assert!(!svg.contains("href") && !svg.contains("NaN"));
         for line in svg
             .lines()
@@ -227,6 +242,9 @@ mod tests {
     /// If it fails, a report without rows divides by nothing or loops.
     #[test]
     fn nothing_can_be_drawn() {
-        assert!(render(&lab(Vec::new())).contains("</svg>"));
+        let mut report = report(Vec::new());
+        assert!(render(&report).contains("</svg>"));
+        report.lab = None;
+        assert!(render(&report).contains("</svg>"));
     }
 }

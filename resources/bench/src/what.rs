@@ -16,11 +16,12 @@ pub enum What {
 
 impl What {
     /// Everything, in the order in which it is measured and shown.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Boot,
         Self::Io(Set::Block),
         Self::Io(Set::Net),
         Self::Io(Set::Vsock),
+        Self::Io(Set::Fs),
     ];
 
     /// Stable name, as in the JSON and on the command line.

@@ -36,6 +36,7 @@ char *buffer(size_t size);
 
 /* The jobs, by their first word. */
 void block(const struct job *job, struct result *result);
+void files(const struct job *job, struct result *result);
 void packets(const struct job *job, struct result *result);
 void stream(const struct job *job, struct result *result);
 

@@ -122,6 +122,8 @@ static void run(const struct job *job, struct result *result)
 
 	if (!strcmp(kind, "block"))
 		block(job, result);
+	else if (!strcmp(kind, "files"))
+		files(job, result);
 	else if (!strcmp(kind, "stream"))
 		stream(job, result);
 	else if (!strcmp(kind, "packets"))

@@ -66,6 +66,7 @@ pub fn jobs(set: Set) -> Vec<Job> {
         Set::Block => block(),
         Set::Net => net(),
         Set::Vsock => vsock(),
+        Set::Fs => fs(),
     }
 }
 
@@ -153,6 +154,25 @@ fn vsock() -> Vec<Job> {
             "stream to the guest",
             bytes,
             64,
+        ),
+    ]
+}
+
+/// Many small files: made, and asked for when the guest's caches are empty.
+fn fs() -> Vec<Job> {
+    let operations = Unit::Operations;
+    vec![
+        job(
+            "files:create:4096",
+            "files of 4 KiB, unpacked",
+            operations,
+            128,
+        ),
+        job(
+            "files:stat:4096",
+            "stat of files, caches cold",
+            operations,
+            256,
         ),
     ]
 }

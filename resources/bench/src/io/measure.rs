@@ -29,6 +29,7 @@ pub fn measure(
             .map_err(|error| MeasureError::File(places.disk.display().to_string(), error))?,
         Set::Net => serve::network().map_err(MeasureError::Server)?,
         Set::Vsock => serve::vsock().map_err(MeasureError::Server)?,
+        Set::Fs => serve::files(&places.virtiofsd).map_err(MeasureError::Server)?,
     }
     let jobs = jobs::jobs(set);
     let rows = monitors::all(set, places)

@@ -3,6 +3,7 @@
 //! The guest's part is `resources/rootfs/bench-io`: an init that does the jobs on its command line
 //! and says how long each took.
 
+pub mod chart;
 pub mod jobs;
 pub mod measure;
 pub mod monitors;
@@ -18,6 +19,8 @@ pub enum Set {
     Net,
     /// virtio-vsock.
     Vsock,
+    /// virtio-fs.
+    Fs,
 }
 
 impl Set {
@@ -27,6 +30,7 @@ impl Set {
             Self::Block => "block",
             Self::Net => "net",
             Self::Vsock => "vsock",
+            Self::Fs => "fs",
         }
     }
 
@@ -36,6 +40,7 @@ impl Set {
             Self::Block => "virtio-blk",
             Self::Net => "virtio-net",
             Self::Vsock => "virtio-vsock",
+            Self::Fs => "virtio-fs",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The monitors of each set, and the command lines that start them.
 
 use super::Set;
-use super::serve::{TAP, VSOCK};
-use crate::rows::{self, Places, RowSpec};
+use super::serve::{SHARE, TAP, VIRTIOFSD, VSOCK};
+use crate::rows::{self, GUEST_MEMORY_MIB, Places, RowSpec};
 
 /// The guest's address.
 const MAC: &str = "02:00:00:00:00:01";
@@ -13,6 +13,7 @@ pub fn all(set: Set, places: &Places) -> Vec<RowSpec> {
         Set::Block => block(places),
         Set::Net => net(places),
         Set::Vsock => vsock(places),
+        Set::Fs => fs(places),
     }
 }
 
@@ -100,6 +101,34 @@ fn vsock(places: &Places) -> Vec<RowSpec> {
             "qemu-microvm",
             "QEMU microvm, vhost",
             &["-device", "vhost-vsock-device,guest-cid=3"],
+        ),
+    ]
+}
+
+fn fs(places: &Places) -> Vec<RowSpec> {
+    let ours = format!("tag=bench,path={SHARE}");
+    let memory = format!("memory-backend-memfd,id=memory,share=on,size={GUEST_MEMORY_MIB}M");
+    vec![
+        rows::cofferdam(
+            places,
+            "cofferdam",
+            "Cofferdam",
+            &["--no-rng", "--fs", &ours],
+        ),
+        qemu(
+            places,
+            "qemu-microvm",
+            "QEMU microvm, virtiofsd",
+            &[
+                "-object",
+                &memory,
+                "-machine",
+                "memory-backend=memory",
+                "-chardev",
+                &format!("socket,id=fs,path={VIRTIOFSD}"),
+                "-device",
+                "vhost-user-fs-device,chardev=fs,tag=bench",
+            ],
         ),
     ]
 }

@@ -1,17 +1,25 @@
 //! The host's side of network and vsock jobs: what guests talk to, in threads of this program.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
+use rustix::io::FdFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The tap, which outlives the monitors.
 pub const TAP: &str = "bench0";
 /// The Unix socket for connections to the guest, the servers' having the port behind its name.
 pub const VSOCK: &str = "/tmp/vsock";
+/// The directory that guests share, in the lab's memory.
+pub const SHARE: &str = "/tmp/share";
+/// The Unix socket at which the peer's file-system process answers.
+pub const VIRTIOFSD: &str = "/tmp/virtiofsd";
 /// The host's address on the tap; the guest has the next one.
 const ADDRESS: &str = "10.66.0.1";
 /// Where the servers listen: a port of TCP, UDP and vsock.
@@ -61,6 +69,27 @@ pub fn vsock() -> io::Result<()> {
         while let Ok((connection, _)) = unix.accept() {
             thread::spawn(|| stream(connection));
         }
+    });
+    Ok(())
+}
+
+/// Makes the shared directory, and has a process of `virtiofsd` serve it to each monitor that
+/// connects, one after the other. Ours starts its own.
+pub fn files(virtiofsd: &Path) -> io::Result<()> {
+    fs::create_dir(SHARE)?;
+    let listener = UnixListener::bind(VIRTIOFSD)?;
+    // The processes inherit it, so that a monitor that comes between two of them waits.
+    rustix::io::fcntl_setfd(&listener, FdFlags::empty())?;
+    let mut command = Command::new(virtiofsd);
+    command
+        .arg(format!("--fd={}", listener.as_raw_fd()))
+        .args(["-o", &format!("source={SHARE}"), "-o", "xattr"])
+        // The other kind changes the root in a way that an initramfs does not allow.
+        .args(["-o", "sandbox=chroot", "-o", "log_level=err"]);
+    thread::spawn(move || {
+        // It lives as long as its monitor. One that cannot even start leaves it waiting.
+        while command.status().is_ok_and(|status| status.success()) {}
+        drop(listener);
     });
     Ok(())
 }
