@@ -87,8 +87,13 @@ pub fn files(virtiofsd: &Path) -> io::Result<()> {
         // The other kind changes the root in a way that an initramfs does not allow.
         .args(["-o", "sandbox=chroot", "-o", "log_level=err"]);
     thread::spawn(move || {
-        // It lives as long as its monitor. One that cannot even start leaves it waiting.
-        while command.status().is_ok_and(|status| status.success()) {}
+        // It lives as long as its monitor, of whose end it complains. If it fails, nobody answers.
+        while let Ok(output) = command.output() {
+            if !output.status.success() {
+                let _ = io::stderr().write_all(&output.stderr);
+                break;
+            }
+        }
         drop(listener);
     });
     Ok(())
