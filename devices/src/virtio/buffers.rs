@@ -72,16 +72,7 @@ impl Buffers {
     pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
         let outside = || QueueError::Buffer { addr: addr.0, len };
         let count = usize::try_from(len).map_err(|_| outside())?;
-        let is_known = |region: &Region| region.find(addr, count).is_some();
-        if !self.region.as_ref().is_some_and(is_known) {
-            self.region = self.mem.find_region(addr).map(|region| Region {
-                start: region.start_addr(),
-                len: region.len(),
-                host: region.as_ptr(),
-            });
-        }
-        let whole = self.region.and_then(|region| region.find(addr, count));
-        if let Some(host) = whole.filter(|_| count > 0) {
+        if let Some(host) = self.host(addr, count).filter(|_| count > 0) {
             return self.push_piece(libc::iovec {
                 iov_base: host.cast(),
                 iov_len: count,
@@ -100,6 +91,21 @@ impl Buffers {
         pieces
             .into_iter()
             .try_for_each(|piece| self.push_piece(piece))
+    }
+
+    /// Where `count` bytes at `addr` are in the host, if all of them are in one region.
+    fn host(&mut self, addr: GuestAddress, count: usize) -> Option<*mut u8> {
+        let known = self.region.and_then(|region| region.find(addr, count));
+        if known.is_some() {
+            return known;
+        }
+        let region = self.mem.find_region(addr)?;
+        self.region = Some(Region {
+            start: region.start_addr(),
+            len: region.len(),
+            host: region.as_ptr(),
+        });
+        self.region.and_then(|region| region.find(addr, count))
     }
 
     /// Adds a piece of guest memory.
@@ -147,17 +153,40 @@ impl Buffers {
 
     /// Skips `count` bytes, or what is left if that is less.
     pub fn advance(&mut self, count: usize) {
-        let mut count = count.min(self.len);
+        let count = count.min(self.len);
+        let (index, skip) = self.locate(count);
+        self.first = index;
         self.len -= count;
-        while let Some(piece) = self.pieces.get_mut(self.first) {
-            if count < piece.iov_len {
-                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(count).cast();
-                piece.iov_len -= count;
-                return;
-            }
-            count -= piece.iov_len;
-            self.first += 1;
+        if let Some(piece) = self.pieces.get_mut(index) {
+            piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(skip).cast();
+            piece.iov_len -= skip;
         }
+    }
+
+    /// Where the byte is that has `count` bytes before it, at most as many as are left: its piece, and
+    /// how many of them are in the same. Looked for from the nearer end: what is behind a request's
+    /// data is short.
+    fn locate(&self, count: usize) -> (usize, usize) {
+        let (mut before, mut behind) = (count, self.len.saturating_sub(count));
+        if before <= behind {
+            for (index, piece) in self.pieces.iter().enumerate().skip(self.first) {
+                if before < piece.iov_len {
+                    return (index, before);
+                }
+                before -= piece.iov_len;
+            }
+        } else {
+            for (index, piece) in self.pieces.iter().enumerate().skip(self.first).rev() {
+                if behind == 0 {
+                    return (index + 1, 0);
+                }
+                if behind <= piece.iov_len {
+                    return (index, piece.iov_len - behind);
+                }
+                behind -= piece.iov_len;
+            }
+        }
+        (self.pieces.len(), 0)
     }
 
     /// Forgets all but the first `count` bytes.
@@ -364,23 +393,17 @@ impl Buffers {
 
     /// Calls `call` with the pieces that make up the first `len` bytes, the last one cut to fit.
     fn limited<R>(&mut self, len: usize, call: impl FnOnce(&[libc::iovec]) -> R) -> R {
-        let mut left = len;
-        let mut last = self.first;
-        while let Some(piece) = self.pieces.get(last) {
-            if left <= piece.iov_len {
-                break;
+        let (index, cut) = self.locate(len);
+        let (first, end) = (self.first, index + usize::from(cut > 0));
+        let whole = self.pieces.get(index).map(|piece| piece.iov_len);
+        let set = |pieces: &mut Vec<libc::iovec>, len: usize| {
+            if let Some(piece) = pieces.get_mut(index).filter(|_| cut > 0) {
+                piece.iov_len = len;
             }
-            left -= piece.iov_len;
-            last += 1;
-        }
-        let Some(piece) = self.pieces.get_mut(last) else {
-            return call(self.iovecs());
         };
-        let whole = std::mem::replace(&mut piece.iov_len, left);
-        let result = call(self.pieces.get(self.first..=last).unwrap_or_default());
-        if let Some(piece) = self.pieces.get_mut(last) {
-            piece.iov_len = whole;
-        }
+        set(&mut self.pieces, cut);
+        let result = call(self.pieces.get(first..end).unwrap_or_default());
+        set(&mut self.pieces, whole.unwrap_or_default());
         result
     }
 

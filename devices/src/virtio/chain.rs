@@ -3,14 +3,11 @@
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
+use super::ring::DESCRIPTOR_SIZE;
 use super::{Buffers, QueueError};
 use crate::GuestMemory;
-
-/// Bytes of a descriptor in its table.
-const DESCRIPTOR_SIZE: u32 = 16;
 
 /// A chain of descriptors: what the driver wants read, and where it wants an answer. Reused from
 /// request to request; it grows with the longest chain seen, never past the queue's bound. The
@@ -24,48 +21,56 @@ pub struct Chain {
     pub writable: Buffers,
 }
 
-/// Where descriptors are read from: the queue's table or an indirect one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Table {
-    pub(super) addr: GuestAddress,
-    /// Entries.
-    pub(super) size: u16,
+/// A descriptor (virtio 1.2, section 2.7.5).
+struct Descriptor {
+    addr: GuestAddress,
+    len: u32,
+    flags: u16,
+    next: u16,
 }
 
-impl Table {
-    /// The whole table as the host sees it: found once, not for each descriptor. `None` if it is not
-    /// in one piece, or not guest memory.
-    fn map(self, mem: &GuestMemory) -> Option<VolatileSlice<'_>> {
-        let len = usize::from(self.size) * DESCRIPTOR_SIZE as usize;
-        mem.get_slice(self.addr, len).ok()
-    }
-
-    /// One read: the driver cannot change the descriptor between the check and the use.
-    fn read(
-        self,
-        mem: &GuestMemory,
-        mapped: Option<&VolatileSlice<'_>>,
-        index: u16,
-    ) -> Result<Descriptor, QueueError> {
-        if index >= self.size {
-            return Err(QueueError::DescriptorIndex {
-                index,
-                size: self.size,
-            });
+impl Descriptor {
+    /// From the wire: two little-endian words.
+    fn new(words: [u64; 2]) -> Self {
+        let [addr, rest] = words.map(u64::from_le);
+        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
+        Self {
+            addr: GuestAddress(addr),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
         }
-        let offset = usize::from(index) * DESCRIPTOR_SIZE as usize;
-        let descriptor = match mapped {
-            Some(table) => table
-                .get_ref(offset)
-                .ok()
-                .map(|descriptor| descriptor.load()),
-            None => self
-                .addr
-                .0
-                .checked_add(offset as u64)
-                .and_then(|addr| mem.read_obj(GuestAddress(addr)).ok()),
+    }
+}
+
+/// Where descriptors are read from: the queue's table or an indirect one.
+enum Table<'a> {
+    /// In one piece, found once and not for each descriptor.
+    Mapped(VolatileSlice<'a>),
+    /// An indirect table over the border of two regions, or outside guest memory.
+    Scattered(GuestAddress, u16),
+}
+
+impl Table<'_> {
+    /// One read: the driver cannot change the descriptor between the check and the use.
+    fn read(&self, mem: &GuestMemory, index: u16) -> Result<Descriptor, QueueError> {
+        let offset = usize::from(index) * DESCRIPTOR_SIZE;
+        let size = match self {
+            Self::Mapped(table) => match table.get_ref(offset) {
+                Ok(words) => return Ok(Descriptor::new(words.load())),
+                // A table has at most 65,535 entries.
+                Err(_) => u16::try_from(table.len() / DESCRIPTOR_SIZE).unwrap_or(u16::MAX),
+            },
+            &Self::Scattered(addr, size) if index < size => {
+                let place = addr.0.checked_add(offset as u64).map(GuestAddress);
+                let words = place.and_then(|place| mem.read_obj(place).ok());
+                return words
+                    .map(Descriptor::new)
+                    .ok_or(QueueError::Table { addr: addr.0 });
+            }
+            &Self::Scattered(_, size) => size,
         };
-        descriptor.ok_or(QueueError::Table { addr: self.addr.0 })
+        Err(QueueError::DescriptorIndex { index, size })
     }
 }
 
@@ -84,64 +89,65 @@ impl Chain {
         self.head
     }
 
-    /// Follows the chain that starts at `head` of `table`, `limit` descriptors at most.
+    /// Follows the chain that starts at `head` of the queue's `table`, `limit` descriptors at most.
     ///
     /// As the specification asks: readable buffers before writable ones, less than 2^32 bytes in
     /// all, at most one indirect table, at the end of the chain and without another in it.
     pub(super) fn walk(
         &mut self,
         mem: &GuestMemory,
-        table: Table,
+        table: VolatileSlice<'_>,
         head: u16,
         limit: u16,
     ) -> Result<(), QueueError> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
-        let (mut table, mut index) = (table, head);
-        let mut mapped = table.map(mem);
+        let (mut table, mut index) = (Table::Mapped(table), head);
         let mut is_indirect = false;
         let mut total = 0u32;
         // An indirect descriptor is one step of its own; a loop runs into the limit.
         for _ in 0..=limit {
-            let descriptor = table.read(mem, mapped.as_ref(), index)?;
-            let is = |flag: u32| u32::from(descriptor.flags()) & flag != 0;
+            let descriptor = table.read(mem, index)?;
+            let is = |flag: u32| u32::from(descriptor.flags) & flag != 0;
             if is(VRING_DESC_F_INDIRECT) {
                 if is_indirect || is(VRING_DESC_F_NEXT) {
                     return Err(QueueError::IndirectPlace);
                 }
-                table = indirect_table(&descriptor)?;
-                mapped = table.map(mem);
+                table = indirect_table(mem, &descriptor)?;
                 (is_indirect, index) = (true, 0);
                 continue;
             }
             total = total
-                .checked_add(descriptor.len())
+                .checked_add(descriptor.len)
                 .ok_or(QueueError::ChainLength)?;
             if is(VRING_DESC_F_WRITE) {
-                self.writable.push(descriptor.addr(), descriptor.len())?;
+                self.writable.push(descriptor.addr, descriptor.len)?;
             } else if self.writable.is_empty() {
-                self.readable.push(descriptor.addr(), descriptor.len())?;
+                self.readable.push(descriptor.addr, descriptor.len)?;
             } else {
                 return Err(QueueError::Order);
             }
             if !is(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
-            index = descriptor.next();
+            index = descriptor.next;
         }
         Err(QueueError::ChainTooLong { limit })
     }
 }
 
 /// The table that an indirect descriptor names. Its entries are checked as they are read.
-fn indirect_table(descriptor: &Descriptor) -> Result<Table, QueueError> {
-    let len = descriptor.len();
-    match u16::try_from(len / DESCRIPTOR_SIZE) {
-        Ok(size) if size > 0 && len.is_multiple_of(DESCRIPTOR_SIZE) => Ok(Table {
-            addr: descriptor.addr(),
-            size,
-        }),
+fn indirect_table<'a>(
+    mem: &'a GuestMemory,
+    descriptor: &Descriptor,
+) -> Result<Table<'a>, QueueError> {
+    let &Descriptor { addr, len, .. } = descriptor;
+    let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+    match u16::try_from(bytes / DESCRIPTOR_SIZE) {
+        Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => Ok(mem
+            .get_slice(addr, bytes)
+            .map_or(Table::Scattered(addr, size), Table::Mapped)),
         _ => Err(QueueError::IndirectLength { len }),
     }
 }

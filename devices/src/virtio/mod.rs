@@ -14,6 +14,7 @@ pub mod queue;
 mod queue_config;
 pub mod rate_limit;
 pub mod registers;
+pub mod ring;
 pub mod rng;
 pub mod subscriber;
 pub mod vhost_user;

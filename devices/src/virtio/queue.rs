@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::Table;
+use super::ring::Ring;
 use super::{Chain, Interrupt};
 use crate::GuestMemory;
 use crate::log_limit::log_limited;
@@ -80,12 +79,6 @@ pub enum QueueError {
     /// A chain that holds no request of the device's kind.
     #[error("{0}")]
     Request(&'static str),
-    /// A ring that was guest memory when it was set up, and is no more.
-    #[error("a ring cannot be accessed")]
-    Ring(#[source] GuestMemoryError),
-    /// The same, as virtio-queue found it.
-    #[error("a ring cannot be used")]
-    RingState(#[source] virtio_queue::Error),
 }
 
 /// Where a ring lies in guest memory (virtio 1.2, section 2.7); all of it is checked.
@@ -104,13 +97,14 @@ pub struct RingLayout {
 /// A virtqueue that is set up, with its way to ring the driver. A device owns it from activation
 /// to reset.
 ///
-/// `virtio_queue::Queue` does the arithmetic of the rings. The chains are walked here, because its
-/// iterators end silently where a driver lies.
+/// `virtio_queue::Queue` checks how a ring is set up. What happens to it afterwards is done here:
+/// its ring is looked up in guest memory again at each access, and its iterators end silently where
+/// a driver lies.
 #[derive(Debug)]
 pub struct VirtQueue {
     /// For messages: device and number.
     name: String,
-    ring: Queue,
+    ring: Ring,
     mem: GuestMemory,
     kick: Arc<EventFd>,
     interrupt: Interrupt,
@@ -123,18 +117,18 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    /// A queue over `ring`, whose addresses are checked and lie in `mem`. `name` is for messages,
+    /// A queue over `ring`, which lies in `mem`. `name` is for messages,
     /// `kick` is where the driver's notifications arrive.
     pub fn new(
         name: String,
-        ring: Queue,
+        ring: Ring,
         mem: GuestMemory,
         kick: Arc<EventFd>,
         interrupt: Interrupt,
     ) -> Self {
         Self {
             scratch: Chain::new(&mem),
-            signalled: ring.next_used(),
+            signalled: ring.next_used,
             name,
             ring,
             mem,
@@ -146,7 +140,7 @@ impl VirtQueue {
 
     /// Entries of the ring, as the driver chose it.
     pub fn size(&self) -> u16 {
-        self.ring.size()
+        self.ring.size
     }
 
     /// The memory that the ring and its buffers lie in.
@@ -166,28 +160,24 @@ impl VirtQueue {
 
     /// Where the ring's parts lie, for whoever is to serve it in another process.
     pub fn layout(&self) -> RingLayout {
+        let [descriptors, driver, device] = self.ring.addresses();
         RingLayout {
-            size: self.ring.size(),
-            descriptors: GuestAddress(self.ring.desc_table()),
-            driver: GuestAddress(self.ring.avail_ring()),
-            device: GuestAddress(self.ring.used_ring()),
+            size: self.ring.size,
+            descriptors,
+            driver,
+            device,
         }
     }
 
     /// Goes on where another process, which served the ring in its order, left it: what it took
     /// and did not complete is available again. Interrupts the driver at once, since the other one
     /// may have died before it did.
-    pub fn take_over(&mut self) -> Result<(), QueueError> {
-        let used = self
-            .ring
-            .used_idx(&self.mem, Ordering::Acquire)
-            .map_err(QueueError::RingState)?
-            .0;
-        self.ring.set_next_used(used);
-        self.ring.set_next_avail(used);
+    pub fn take_over(&mut self) {
+        let used = self.ring.used_index();
+        self.ring.next_used = used;
+        self.ring.next_avail = used;
         self.signalled = used;
         self.interrupt.used_buffer();
-        Ok(())
     }
 
     /// Takes the next available chain into `chain`; false if there is none, or if the device must
@@ -196,39 +186,25 @@ impl VirtQueue {
         if self.is_stopped() || self.pending()? == 0 {
             return Ok(false);
         }
-        let (next, size) = (self.ring.next_avail(), self.ring.size());
-        // The rings were checked when they were set up: no overflow, and no division by zero.
-        let offset = 4 + 2 * u64::from(next % size);
-        let head: u16 = self
-            .mem
-            .read_obj(GuestAddress(self.ring.avail_ring().wrapping_add(offset)))
-            .map(u16::from_le)
-            .map_err(QueueError::Ring)?;
-        let table = Table {
-            addr: GuestAddress(self.ring.desc_table()),
-            size,
-        };
-        chain.walk(&self.mem, table, head, self.ring.max_size())?;
-        self.ring.set_next_avail(next.wrapping_add(1));
+        let head = self.ring.avail_entry(self.ring.next_avail);
+        chain.walk(&self.mem, self.ring.table(), head, self.ring.max_size)?;
+        self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
         Ok(true)
     }
 
     /// Gives the chain that was popped last back to the ring, to be popped again. For as many
     /// chains as were popped and not completed, in reverse order.
     pub fn undo_pop(&mut self) {
-        self.ring
-            .set_next_avail(self.ring.next_avail().wrapping_sub(1));
+        self.ring.next_avail = self.ring.next_avail.wrapping_sub(1);
     }
 
     /// Chains that are available.
     fn pending(&self) -> Result<u16, QueueError> {
-        // Acquire: what the driver wrote before it moved the index is seen after it.
-        let index = self
-            .ring
-            .avail_idx(&self.mem, Ordering::Acquire)
-            .map_err(QueueError::RingState)?
-            .0;
-        let (next, size) = (self.ring.next_avail(), self.ring.size());
+        let (index, next, size) = (
+            self.ring.avail_index(),
+            self.ring.next_avail,
+            self.ring.size,
+        );
         let pending = index.wrapping_sub(next);
         if pending > size {
             return Err(QueueError::AvailIndex { index, next, size });
@@ -238,101 +214,70 @@ impl VirtQueue {
 
     /// Hands the chain that starts at `head` back to the driver, with `len` bytes written to its
     /// writable buffers from their front.
-    pub fn complete(&mut self, head: u16, len: u32) -> Result<(), QueueError> {
-        self.is_signal_due = true;
-        self.ring
-            .add_used(&self.mem, head, len)
-            .map_err(QueueError::RingState)
+    pub fn complete(&mut self, head: u16, len: u32) {
+        self.complete_all(&[(head, len)]);
     }
 
     /// As [`Self::complete`] for chains that belong together, in their order: the driver sees all of
     /// them or none. Each is a head and the bytes written.
-    pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
-        let Some((&(last, len), others)) = chains.split_last() else {
-            return Ok(());
-        };
-        let mut next = self.ring.next_used();
-        for &(head, len) in others {
-            let offset = 4 + 8 * u64::from(next % self.ring.size());
-            // Head and length, 32 bits each, little-endian.
-            let entry = (u64::from(len) << 32 | u64::from(head)).to_le();
-            self.mem
-                .write_obj(
-                    entry,
-                    GuestAddress(self.ring.used_ring().wrapping_add(offset)),
-                )
-                .map_err(QueueError::Ring)?;
-            next = next.wrapping_add(1);
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) {
+        for &(head, len) in chains {
+            self.ring.put_used(head, len);
         }
-        // The last one moves the index over all of them.
-        self.ring.set_next_used(next);
-        self.complete(last, len)
+        if !chains.is_empty() {
+            self.is_signal_due = true;
+            self.ring.publish_used();
+        }
     }
 
     /// Interrupts the driver if chains were completed since the last call and it wants to know.
-    pub fn signal(&mut self) -> Result<(), QueueError> {
-        if self.take_signal()? {
+    pub fn signal(&mut self) {
+        if self.take_signal() {
             self.interrupt.used_buffer();
         }
-        Ok(())
     }
 
     /// As [`Self::signal`] for this queue and another of the same device, with one interrupt where
     /// both are due: the queues of a device share its line, and the driver looks at all of them.
-    pub fn signal_with(&mut self, other: &mut Self) -> Result<(), QueueError> {
-        if self.take_signal()? | other.take_signal()? {
+    pub fn signal_with(&mut self, other: &mut Self) {
+        if self.take_signal() | other.take_signal() {
             self.interrupt.used_buffer();
         }
-        Ok(())
     }
 
     /// Whether the driver has to be interrupted; after this it counts as if it had been.
-    fn take_signal(&mut self) -> Result<bool, QueueError> {
+    fn take_signal(&mut self) -> bool {
         if !std::mem::take(&mut self.is_signal_due) {
-            return Ok(false);
+            return false;
         }
         // The used index must be visible before the driver's wish is read, or both sides may wait.
         fence(Ordering::SeqCst);
-        let used = self.ring.next_used();
+        let used = self.ring.next_used;
         let before = std::mem::replace(&mut self.signalled, used);
-        if self.ring.event_idx_enabled() {
-            let offset = 4 + 2 * u64::from(self.ring.size());
-            let event: u16 = self
-                .mem
-                .load(
-                    GuestAddress(self.ring.avail_ring().wrapping_add(offset)),
-                    Ordering::Relaxed,
-                )
-                .map_err(QueueError::Ring)?;
-            Ok(is_passed(u16::from_le(event), before, used))
+        if self.ring.event_idx {
+            is_passed(self.ring.used_event(), before, used)
         } else {
-            let flags: u16 = self
-                .mem
-                .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
-                .map_err(QueueError::Ring)?;
-            Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+            u32::from(self.ring.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
         }
     }
 
     /// Chains that were completed since the last [`Self::signal`].
     pub fn unsignalled(&self) -> u16 {
-        self.ring.next_used().wrapping_sub(self.signalled)
+        self.ring.next_used.wrapping_sub(self.signalled)
     }
 
     /// Asks the driver not to kick: the device looks by itself.
-    pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
-        self.ring
-            .disable_notification(&self.mem)
-            .map_err(QueueError::RingState)
+    pub fn disable_kicks(&mut self) {
+        self.ring.want_kicks(false);
     }
 
     /// Asks the driver to kick again. True if a chain came in between, for which no kick may come:
     /// then [`Self::pop`] has it. A device that must be reset has none, whatever the ring says.
-    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
-        let is_there = self.ring.enable_notification(&self.mem);
-        is_there
-            .map(|is_there| is_there && !self.is_stopped())
-            .map_err(QueueError::RingState)
+    pub fn enable_kicks(&mut self) -> bool {
+        self.ring.want_kicks(true);
+        // The wish must be visible before the index is read, or both sides may wait.
+        fence(Ordering::SeqCst);
+        self.ring.avail_index() != self.ring.next_avail && !self.is_stopped()
     }
 
     /// Kicks itself: the event loop comes back to this queue after it has looked after the others.
@@ -367,11 +312,11 @@ impl VirtQueue {
         let mut chain = std::mem::take(&mut self.scratch);
         let mut left = DRAIN_CHAINS;
         let mut must_wait = false;
-        self.disable_kicks()?;
+        self.disable_kicks();
         loop {
             while left > 0 && !must_wait && self.pop(&mut chain)? {
                 match serve(&mut chain)? {
-                    Some(len) => self.complete(chain.head(), len)?,
+                    Some(len) => self.complete(chain.head(), len),
                     None => {
                         self.undo_pop();
                         must_wait = true;
@@ -379,7 +324,7 @@ impl VirtQueue {
                 }
                 left -= 1;
             }
-            self.signal()?;
+            self.signal();
             if must_wait {
                 // Whoever must wait looks again by itself; until then the driver need not kick.
                 break;
@@ -388,7 +333,7 @@ impl VirtQueue {
                 self.kick_again();
                 break;
             }
-            if !self.enable_kicks()? {
+            if !self.enable_kicks() {
                 break;
             }
             // Another look costs as much as a chain, lest an index that flickers holds us here.

@@ -1,8 +1,9 @@
 //! A queue as the driver sets it up through a transport's registers.
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::GuestAddress;
 
+use super::ring::Ring;
 use crate::GuestMemory;
 
 /// What the driver wrote about one queue. All of it is the guest's word until [`Self::ring`].
@@ -37,8 +38,7 @@ impl QueueConfig {
 
     /// The ring that this makes; `None` if the size is no power of two or too large, or if a part
     /// of the ring is misaligned or not in guest memory (virtio 1.2, section 2.7).
-    pub(super) fn ring(&self, mem: &GuestMemory, event_idx: bool) -> Option<Queue> {
-        let entries = usize::try_from(self.size).ok()?;
+    pub(super) fn ring(&self, mem: &GuestMemory, event_idx: bool) -> Option<Ring> {
         let mut ring = Queue::new(self.max_size).ok()?;
         // These, unlike virtio-queue's other setters, log nothing: the guest writes as it likes.
         ring.try_set_size(u16::try_from(self.size).ok()?).ok()?;
@@ -48,19 +48,8 @@ impl QueueConfig {
             .ok()?;
         ring.try_set_used_ring_address(GuestAddress(self.device))
             .ok()?;
-        // Flags, index and event index make six bytes in both rings.
-        let parts = [
-            (self.descriptors, 16 * entries),
-            (self.driver, 6 + 2 * entries),
-            (self.device, 6 + 8 * entries),
-        ];
-        let is_memory = |(address, len)| mem.check_range(GuestAddress(address), len);
-        if !parts.into_iter().all(is_memory) {
-            return None;
-        }
         ring.set_event_idx(event_idx);
-        ring.set_ready(true);
-        Some(ring)
+        Ring::find(&ring, mem)
     }
 }
 

@@ -333,9 +333,9 @@ impl Balloon {
         active.is_stats_due = true;
         if let Some(head) = active.stats_chain.take()
             && let Some(queue) = active.queue(Role::Stats)
-            && let Err(error) = queue.complete(head, 0).and_then(|()| queue.signal())
         {
-            return queue.fail(&error);
+            queue.complete(head, 0);
+            queue.signal();
         }
         self.take_stats();
     }
@@ -353,10 +353,9 @@ impl Balloon {
             return;
         };
         let mut chain = Chain::new(queue.memory());
-        let popped = queue.pop(&mut chain).and_then(|is_there| {
-            // Whatever else is there waits, but the next one must be heard of.
-            queue.enable_kicks().map(|_| is_there)
-        });
+        let popped = queue.pop(&mut chain);
+        // Whatever else is there waits, but the next one must be heard of.
+        queue.enable_kicks();
         match popped {
             Ok(false) => return,
             Ok(true) => {}

@@ -78,7 +78,7 @@ impl BlockQueue {
     /// Up to [`DRAIN_CHAINS`] requests; then the queue kicks itself, and leaves the thread to others.
     fn serve(&mut self, active: &mut Active) -> Result<(), QueueError> {
         let mut left = DRAIN_CHAINS;
-        active.queue.disable_kicks()?;
+        active.queue.disable_kicks();
         loop {
             self.release(active)?;
             while left > 0 && self.has_room() && self.take_up(active)? {
@@ -93,7 +93,7 @@ impl BlockQueue {
                 return Ok(());
             }
             // Whatever makes room brings us back: no need for kicks until then.
-            if !self.has_room() || active.queue.is_stopped() || !active.queue.enable_kicks()? {
+            if !self.has_room() || active.queue.is_stopped() || !active.queue.enable_kicks() {
                 return Ok(());
             }
             // Another look costs as much as a request, lest an index that flickers holds us here.
@@ -171,9 +171,10 @@ impl BlockQueue {
             self.end(active, outcome);
         }
         self.batch = 0;
-        active.queue.complete_all(&self.answered)?;
+        active.queue.complete_all(&self.answered);
         self.answered.clear();
-        active.queue.signal()
+        active.queue.signal();
+        Ok(())
     }
 }
 

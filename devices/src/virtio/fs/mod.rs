@@ -164,9 +164,7 @@ impl Fs {
             }
             if active.is_handed_out {
                 for queue in &mut active.queues {
-                    if let Err(error) = queue.take_over() {
-                        queue.fail(&error);
-                    }
+                    queue.take_over();
                 }
             }
         }

@@ -82,7 +82,7 @@ impl Rx {
 
     fn take_stock(&mut self) -> Result<(), QueueError> {
         if std::mem::take(&mut self.is_starved) {
-            self.queue.disable_kicks()?;
+            self.queue.disable_kicks();
         }
         self.refill()?;
         self.is_sparse = self.is_short();
@@ -91,43 +91,51 @@ impl Rx {
 
     /// Receives what there is, up to a budget; then the queue kicks itself.
     pub(super) fn run(&mut self, link: &mut Link) -> Result<(), QueueError> {
+        let is_over = self.receive(link)?;
+        self.queue.signal();
+        if !is_over {
+            self.kicked_again = true;
+            self.queue.kick_again();
+        }
+        Ok(())
+    }
+
+    /// Receives what there is, up to a budget; false if there may be more.
+    fn receive(&mut self, link: &mut Link) -> Result<bool, QueueError> {
         let mut pieces = Vec::new();
         let mut used = Vec::new();
         if let Some(len) = self.limited.take()
             && !self.accept(len, link, &mut used)?
         {
-            return self.queue.signal();
+            return Ok(true);
         }
         for _ in 0..BUDGET {
             match link.backend.next_frame(self.shape.longest) {
                 Ok(need) => self.need = need,
-                Err(e) if Self::is_over(link, &e) => return self.queue.signal(),
+                Err(e) if Self::is_over(link, &e) => return Ok(true),
                 Err(_) => continue,
             }
             self.refill()?;
             self.is_sparse &= self.is_short();
             if self.is_short() && (self.held.is_empty() || !self.is_sparse) {
                 self.is_starved = true;
-                if self.queue.enable_kicks()? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
-                return self.queue.signal();
+                return Ok(true);
             }
             match link.backend.receive(&self.held, self.room, &mut pieces) {
                 Ok(len) => {
                     link.worked();
                     if !self.accept(len, link, &mut used)? {
-                        return self.queue.signal();
+                        return Ok(true);
                     }
                 }
-                Err(e) if Self::is_over(link, &e) => return self.queue.signal(),
+                Err(e) if Self::is_over(link, &e) => return Ok(true),
                 Err(_) => {}
             }
         }
-        self.queue.signal()?;
-        self.kicked_again = true;
-        self.queue.kick_again();
-        Ok(())
+        Ok(false)
     }
 
     /// Whether there is nothing more to receive for now, as `error` says.
@@ -172,7 +180,7 @@ impl Rx {
             }
             // The driver must give at least a header's room, and nothing to read.
             if chain.writable.len() < HEADER || !chain.readable.is_empty() {
-                self.queue.complete(chain.head(), 0)?;
+                self.queue.complete(chain.head(), 0);
                 self.spare.push(chain);
                 continue;
             }
@@ -204,17 +212,12 @@ impl Rx {
             self.limited = Some(len);
             return Ok(false);
         }
-        self.deliver(len, link, used)?;
+        self.deliver(len, link, used);
         Ok(true)
     }
 
     /// Hands the chains that `len` bytes went into to the driver. `used` is scratch.
-    fn deliver(
-        &mut self,
-        len: usize,
-        link: &Link,
-        used: &mut Vec<(u16, u32)>,
-    ) -> Result<(), QueueError> {
+    fn deliver(&mut self, len: usize, link: &Link, used: &mut Vec<(u16, u32)>) {
         if !(HEADER..=self.room).contains(&len) {
             link.drop_received();
             return self.refuse(len);
@@ -247,21 +250,21 @@ impl Rx {
             chain.writable.write(&count.to_le_bytes());
             self.spare.push(chain);
         }
-        self.queue.complete_all(used)
+        self.queue.complete_all(used);
     }
 
     /// A frame was dropped for want of room, or was none. A single chain that was too small would
     /// stay in the way of the next frame too, so the driver gets it back, empty.
-    fn refuse(&mut self, len: usize) -> Result<(), QueueError> {
+    fn refuse(&mut self, len: usize) {
         if self.shape.is_mergeable || len < HEADER {
-            return Ok(());
+            return;
         }
         let Some(chain) = self.held.pop_front() else {
-            return Ok(());
+            return;
         };
         self.room = 0;
         let head = chain.head();
         self.spare.push(chain);
-        self.queue.complete(head, 0)
+        self.queue.complete(head, 0);
     }
 }

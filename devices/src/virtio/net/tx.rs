@@ -55,11 +55,11 @@ impl Tx {
 
     /// Sends what there is, up to a budget; then the queue kicks itself.
     pub(super) fn run(&mut self, link: &mut Link) -> Result<(), QueueError> {
-        self.queue.disable_kicks()?;
+        self.queue.disable_kicks();
         for _ in 0..BUDGET {
             if self.state == State::Idle && !self.queue.pop(&mut self.chain)? {
-                self.queue.signal()?;
-                if self.queue.enable_kicks()? {
+                self.queue.signal();
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 return Ok(());
@@ -67,11 +67,12 @@ impl Tx {
             self.state = self.advance(link);
             if self.state != State::Idle {
                 // Kicks stay off: there is nothing to do before the host or the timer says so.
-                return self.queue.signal();
+                self.queue.signal();
+                return Ok(());
             }
-            self.queue.complete(self.chain.head(), 0)?;
+            self.queue.complete(self.chain.head(), 0);
         }
-        self.queue.signal()?;
+        self.queue.signal();
         self.queue.kick_again();
         Ok(())
     }

@@ -7,10 +7,12 @@ use std::os::fd::AsFd;
 
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::Bytes;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
-use crate::virtio::Registers;
+use crate::virtio::{Buffers, Registers};
 use crate::virtio::mock::{INDIRECT, MEM_END, NEXT, REGION, WRITE, memory};
 
 const DESCRIPTORS: u64 = 0x1000;
@@ -36,6 +38,7 @@ impl Rig {
         ring.set_used_ring_address(Some(0x3000), Some(0));
         ring.set_event_idx(event_idx);
         ring.set_ready(true);
+        let ring = Ring::find(&ring, &mem).unwrap();
         let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), Registers::new());
         let name = "test queue 0".to_owned();
@@ -83,15 +86,15 @@ fn indices_wrap_and_chains_can_be_given_back() {
     let mut rig = Rig::new(false);
     let mut chain = Chain::new(&rig.mem);
     let start = 0xfffc;
-    rig.queue.ring.set_next_avail(start);
-    rig.queue.ring.set_next_used(start);
+    rig.queue.ring.next_avail = start;
+    rig.queue.ring.next_used = start;
     rig.offer(start, SIZE);
     for i in 0..SIZE {
         assert!(rig.queue.pop(&mut chain).unwrap());
         rig.queue.undo_pop();
         assert!(rig.queue.pop(&mut chain).unwrap());
         assert_eq!(chain.head(), start.wrapping_add(i) % SIZE);
-        rig.queue.complete(chain.head(), 1).unwrap();
+        rig.queue.complete(chain.head(), 1);
     }
     assert!(!rig.queue.pop(&mut chain).unwrap());
     assert_eq!(rig.get(USED + 2), start.wrapping_add(SIZE));
@@ -101,22 +104,22 @@ fn indices_wrap_and_chains_can_be_given_back() {
 #[test]
 fn interrupts_are_suppressed_by_flag_and_by_event_index() {
     let mut rig = Rig::new(false);
-    rig.queue.signal().unwrap();
+    rig.queue.signal();
     assert_eq!(rig.interrupts(), 0, "nothing was used");
-    rig.queue.complete(0, 0).unwrap();
-    rig.queue.signal().unwrap();
+    rig.queue.complete(0, 0);
+    rig.queue.signal();
     assert_eq!(rig.interrupts(), 1);
     rig.put(AVAIL, 1);
-    rig.queue.complete(0, 0).unwrap();
-    rig.queue.signal().unwrap();
+    rig.queue.complete(0, 0);
+    rig.queue.signal();
     assert_eq!(rig.interrupts(), 0, "VRING_AVAIL_F_NO_INTERRUPT");
 
     let mut rig = Rig::new(true);
     let used_event = AVAIL + 4 + 2 * u64::from(SIZE);
     rig.put(used_event, 2);
     for wanted in [0, 0, 1, 0] {
-        rig.queue.complete(0, 0).unwrap();
-        rig.queue.signal().unwrap();
+        rig.queue.complete(0, 0);
+        rig.queue.signal();
         assert_eq!(rig.interrupts(), wanted);
     }
 }
@@ -126,12 +129,12 @@ fn interrupts_are_suppressed_by_flag_and_by_event_index() {
 fn kicks_are_off_while_the_device_looks_and_nothing_is_missed() {
     for event_idx in [false, true] {
         let mut rig = Rig::new(event_idx);
-        rig.queue.disable_kicks().unwrap();
+        rig.queue.disable_kicks();
         assert_eq!(rig.get(USED), u16::from(!event_idx));
-        assert!(!rig.queue.enable_kicks().unwrap());
+        assert!(!rig.queue.enable_kicks());
         assert_eq!(rig.get(USED), 0);
         rig.offer(0, 1);
-        assert!(rig.queue.enable_kicks().unwrap(), "a chain came meanwhile");
+        assert!(rig.queue.enable_kicks(), "a chain came meanwhile");
         // Two more appear while the first is served.
         let mut served = 0;
         let mem = rig.mem.clone();
@@ -174,9 +177,9 @@ fn a_broken_ring_stops_the_device_until_it_is_reset() {
     rig.offer(0, 1);
     let mut chain = Chain::new(&rig.mem);
     assert!(!rig.queue.pop(&mut chain).unwrap());
-    assert!(!rig.queue.enable_kicks().unwrap());
+    assert!(!rig.queue.enable_kicks());
     rig.interrupt.clear();
-    assert!(rig.queue.enable_kicks().unwrap());
+    assert!(rig.queue.enable_kicks());
     assert!(rig.queue.pop(&mut chain).unwrap());
 }
 
@@ -225,6 +228,33 @@ fn buffers_copy_and_transfer_in_place_over_region_borders() {
         .read_slice(&mut data, GuestAddress(0x2_0000))
         .unwrap();
     assert_eq!(&data[..6], b"xxyy\0\0");
+}
+
+proptest! {
+    /// If it fails, a transfer goes on at the wrong byte, or a piece is cut where it should not be.
+    #[test]
+    fn buffers_are_consumed_byte_by_byte(
+        lens in proptest::collection::vec(1u32..20, 1..8),
+        counts in proptest::collection::vec(0usize..40, 1..8),
+    ) {
+        let mut buffers = Buffers::new(memory());
+        for (i, &len) in (0..).zip(&lens) {
+            buffers.push(GuestAddress(0x1_0000 + 0x100 * i), len).unwrap();
+        }
+        // The host address of each byte that is left.
+        let places = |buffers: &Buffers| -> Vec<usize> {
+            let pieces = buffers.iovecs().iter();
+            pieces.flat_map(|p| p.iov_base.addr()..p.iov_base.addr() + p.iov_len).collect()
+        };
+        let mut wanted = places(&buffers);
+        for count in counts {
+            buffers.advance(count);
+            wanted.drain(..count.min(wanted.len()));
+            prop_assert_eq!(&places(&buffers), &wanted);
+            prop_assert_eq!(buffers.len(), wanted.len());
+            prop_assert!(buffers.iovecs().iter().all(|piece| piece.iov_len > 0));
+        }
+    }
 }
 
 /// What a chain is by the book: readable and writable lengths, or nothing.

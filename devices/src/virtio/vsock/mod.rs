@@ -121,8 +121,8 @@ impl Active {
         }
         let (rx, tx) = (self.rx.queue(), self.tx.queue());
         if rx.unsignalled() > 0 || tx.unsignalled() >= tx.size().div_ceil(8) {
-            let result = rx.signal_with(tx);
-            return self.receive(|_| result);
+            rx.signal_with(tx);
+            return Ok(());
         }
         if tx.unsignalled() > 0 {
             late.start();
@@ -305,7 +305,8 @@ impl VirtioDevice for Vsock {
         } else if fd == self.late.as_raw_fd() {
             self.late.ticked();
             return self.work(ops, |active, _, _| {
-                active.transmit(|tx| tx.queue().signal())
+                active.tx.queue().signal();
+                Ok(())
             });
         } else {
             self.hub.host_event(events, ops);

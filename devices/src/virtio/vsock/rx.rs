@@ -58,7 +58,7 @@ impl Rx {
             };
             if !self.fetch(1)? {
                 self.is_starved = true;
-                if self.queue.enable_kicks()? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 return Ok(());
@@ -100,7 +100,7 @@ impl Rx {
         }
         let is_there = !self.held.is_empty();
         if is_there && std::mem::take(&mut self.is_starved) {
-            self.queue.disable_kicks()?;
+            self.queue.disable_kicks();
         }
         Ok(is_there)
     }
@@ -117,7 +117,7 @@ impl Rx {
     /// Sends a packet without data. A chain is held.
     fn send(&mut self, header: &Header) -> Result<(), QueueError> {
         self.fill(header);
-        self.queue.complete_all(&self.used)?;
+        self.queue.complete_all(&self.used);
         self.used.clear();
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Rx {
                 header.len = u32::try_from(part).unwrap_or(0);
                 self.fill(&header);
             }
-            self.queue.complete_all(&self.used)?;
+            self.queue.complete_all(&self.used);
             self.used.clear();
         }
         Ok(is_whole)

@@ -34,7 +34,7 @@ impl Tx {
     /// Takes what there is, up to a budget; then the queue kicks itself.
     pub(super) fn run(&mut self, hub: &mut Hub, ops: &mut EventOps) -> Result<(), QueueError> {
         self.is_blocked = false;
-        self.queue.disable_kicks()?;
+        self.queue.disable_kicks();
         for _ in 0..BUDGET {
             if hub.is_full() {
                 // Kicks stay off: there is nothing to do before the receive queue moves.
@@ -42,14 +42,14 @@ impl Tx {
                 return Ok(());
             }
             if !self.queue.pop(&mut self.chain)? {
-                if self.queue.enable_kicks()? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 return Ok(());
             }
             let header = Header::take(&mut self.chain.readable)?;
             hub.receive(&header, &mut self.chain.readable, ops);
-            self.queue.complete(self.chain.head(), 0)?;
+            self.queue.complete(self.chain.head(), 0);
         }
         self.queue.kick_again();
         Ok(())

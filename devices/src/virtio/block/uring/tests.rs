@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::GuestMemoryBackend;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::request::{Request, Serial, Step, Target};
 use super::*;
 use crate::GuestMemory;
 use crate::virtio::Chain;
-use crate::virtio::chain::Table;
 use crate::virtio::mock::{NEXT, WRITE, memory};
 
 /// Where the test's requests have their data, one page each.
@@ -59,10 +59,7 @@ impl Rig {
                 .write_obj(descriptor, GuestAddress(0x1000 + 16 * i))
                 .unwrap();
         }
-        let table = Table {
-            addr: GuestAddress(0x1000),
-            size: 2,
-        };
+        let table = self.mem.get_slice(GuestAddress(0x1000), 32).unwrap();
         let mut chain = Chain::new(&self.mem);
         chain.walk(&self.mem, table, 0, 8).unwrap();
         let Step::Job(job) = self.target.begin(Request::read(chain).unwrap()) else {
