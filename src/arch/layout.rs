@@ -28,10 +28,18 @@ pub const TSS: usize = 0xfffb_d000;
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt line of the ACPI generic event device: the power button.
 pub const EVENT_GSI: u32 = 5;
-/// First interrupt line of the virtio devices, one each.
-pub const VIRTIO_GSI: u32 = 6;
+/// First interrupt line that a virtio device may have.
+const VIRTIO_GSI: u32 = 6;
 /// Interrupt lines for virtio devices: what the I/O APIC's 24 leave.
 pub const VIRTIO_GSI_COUNT: usize = 18;
+/// First interrupt line that no 8259 has.
+const IO_APIC_GSI: u32 = 16;
+
+/// Interrupt line of the virtio device with number `at`, below [`VIRTIO_GSI_COUNT`]. Those from
+/// [`IO_APIC_GSI`] on come first: KVM brings each change of another one to its 8259, too.
+pub fn virtio_gsi(at: u32) -> u32 {
+    VIRTIO_GSI + (at + IO_APIC_GSI - VIRTIO_GSI) % 18
+}
 
 /// What the start of each pmem device's memory is a multiple of: a section of Linux's memory map, so
 /// that none shares one with RAM.
@@ -83,6 +91,10 @@ mod tests {
     #[test]
     fn interrupt_lines_fit_the_io_apic() {
         const { assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI) }
-        assert_eq!(VIRTIO_GSI as usize + VIRTIO_GSI_COUNT, 24);
+        let mut lines: Vec<_> = (0..18).map(virtio_gsi).collect();
+        assert_eq!((lines[0], lines[7], lines[8]), (16, 23, 6));
+        lines.sort_unstable();
+        assert_eq!(lines, (VIRTIO_GSI..24).collect::<Vec<_>>());
+        assert_eq!(lines.len(), VIRTIO_GSI_COUNT);
     }
 }

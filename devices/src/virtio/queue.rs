@@ -261,6 +261,11 @@ impl VirtQueue {
         }
     }
 
+    /// Whether the driver made a chain available, or says so. It takes no look at the chain.
+    pub fn has_chain(&self) -> bool {
+        self.ring.avail_index() != self.ring.next_avail
+    }
+
     /// Chains that were completed since the last [`Self::signal`].
     pub fn unsignalled(&self) -> u16 {
         self.ring.next_used.wrapping_sub(self.signalled)
@@ -277,7 +282,7 @@ impl VirtQueue {
         self.ring.want_kicks(true);
         // The wish must be visible before the index is read, or both sides may wait.
         fence(Ordering::SeqCst);
-        self.ring.avail_index() != self.ring.next_avail && !self.is_stopped()
+        self.has_chain() && !self.is_stopped()
     }
 
     /// Kicks itself: the event loop comes back to this queue after it has looked after the others.

@@ -173,13 +173,15 @@ impl Ring {
 
     /// Tells the driver whether to kick when it makes entries available.
     pub(super) fn want_kicks(&self, is_wanted: bool) {
-        if !self.event_idx {
-            let flags: &AtomicU16 = self.used.atomic(0);
-            flags.store(u16::from(!is_wanted).to_le(), Ordering::Relaxed);
-        } else if is_wanted {
+        if self.event_idx {
             let offset = HEADER + USED_ENTRY * usize::from(self.size);
             let event: &AtomicU16 = self.used.atomic(offset);
-            event.store(self.next_avail.to_le(), Ordering::Relaxed);
+            // An entry of the past is one that no driver comes by before it has gone all around.
+            let number = self.next_avail.wrapping_sub(u16::from(!is_wanted));
+            event.store(number.to_le(), Ordering::Relaxed);
+        } else {
+            let flags: &AtomicU16 = self.used.atomic(0);
+            flags.store(u16::from(!is_wanted).to_le(), Ordering::Relaxed);
         }
     }
 }

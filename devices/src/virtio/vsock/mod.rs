@@ -23,12 +23,14 @@ mod client;
 mod connection;
 mod credit;
 mod hub;
+mod look;
 mod packet;
 mod rx;
 mod timer;
 mod tx;
 
 use hub::Hub;
+use look::Look;
 use rx::Rx;
 use timer::Timer;
 use tx::Tx;
@@ -85,6 +87,7 @@ pub enum VsockError {
 struct Active {
     rx: Rx,
     tx: Tx,
+    look: Look,
     /// Has nothing to say before there are snapshots.
     _event: VirtQueue,
 }
@@ -110,24 +113,43 @@ impl Active {
         })
     }
 
-    /// Gives the guest what there is for it, and tells it so. That its own packets were taken it is
-    /// told at the same time, or, if there is nothing for it, when there are many or `late` ticks:
-    /// an interrupt for each would cost it more than to hold on to a few packets.
+    /// Gives the guest what there is for it, and tells it so; if that is a little, its answer may come
+    /// at once (see [`Look`]).
     fn pump(&mut self, hub: &mut Hub, late: &mut Timer, ops: &mut EventOps) -> Result<(), Broken> {
+        self.give(hub, ops)?;
+        let is_look_due = self.rx.take_asked() && self.look.is_due();
+        if is_look_due {
+            self.tx.queue().disable_kicks();
+        }
+        self.tell(late);
+        if is_look_due {
+            self.look.wait(self.tx.queue());
+            self.transmit(|tx| tx.run(hub, ops))?;
+            self.give(hub, ops)?;
+            self.tell(late);
+        }
+        Ok(())
+    }
+
+    fn give(&mut self, hub: &mut Hub, ops: &mut EventOps) -> Result<(), Broken> {
         self.receive(|rx| rx.run(hub, ops))?;
         if self.tx.is_blocked && !hub.is_full() {
             self.transmit(|tx| tx.run(hub, ops))?;
             self.receive(|rx| rx.run(hub, ops))?;
         }
+        Ok(())
+    }
+
+    /// Tells the guest what it was given. That its own packets were taken it is told at the same
+    /// time, or, if there is nothing for it, when there are many or `late` ticks: an interrupt for
+    /// each would cost it more than to hold on to a few packets.
+    fn tell(&mut self, late: &mut Timer) {
         let (rx, tx) = (self.rx.queue(), self.tx.queue());
         if rx.unsignalled() > 0 || tx.unsignalled() >= tx.size().div_ceil(8) {
             rx.signal_with(tx);
-            return Ok(());
-        }
-        if tx.unsignalled() > 0 {
+        } else if tx.unsignalled() > 0 {
             late.start();
         }
-        Ok(())
     }
 }
 
@@ -258,6 +280,7 @@ impl VirtioDevice for Vsock {
         self.active = Some(Active {
             rx: Rx::new(rx),
             tx: Tx::new(tx),
+            look: Look::default(),
             _event: event,
         });
         Ok(())

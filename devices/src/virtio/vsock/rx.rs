@@ -16,6 +16,8 @@ use crate::virtio::{Chain, QueueError, VirtQueue};
 
 /// Bytes of data in one packet at most, as other devices do.
 const MAX_DATA: usize = 64 << 10;
+/// Bytes of data that are more likely a question than a part of a stream.
+const LITTLE: usize = 4096;
 /// Pieces of guest memory that one read fills at most.
 const MAX_PIECES: usize = 64;
 
@@ -29,6 +31,8 @@ pub(super) struct Rx {
     spare: Vec<Chain>,
     /// A chain was lacking, and the driver was asked to kick.
     is_starved: bool,
+    /// A little data was given, as by someone who asks something.
+    has_asked: bool,
     /// Scratch: chains that one step fills, each with its bytes.
     used: Vec<(u16, u32)>,
 }
@@ -40,6 +44,7 @@ impl Rx {
             held: VecDeque::new(),
             spare: Vec::new(),
             is_starved: true,
+            has_asked: false,
             used: Vec::new(),
         }
     }
@@ -47,6 +52,11 @@ impl Rx {
     /// The queue, to be stopped or signalled.
     pub(super) fn queue(&mut self) -> &mut VirtQueue {
         &mut self.queue
+    }
+
+    /// Whether the last data that was given since the last call was a little.
+    pub(super) fn take_asked(&mut self) -> bool {
+        std::mem::take(&mut self.has_asked)
     }
 
     /// Gives the guest what `hub` has for it, a packet to each connection in turn, up to a budget;
@@ -145,6 +155,7 @@ impl Rx {
         let is_whole = connection.has_read(&result, room);
         let mut left = result.unwrap_or(0);
         if left > 0 {
+            self.has_asked = left <= LITTLE;
             let mut header = connection.header(Op::Data);
             while left > 0
                 && let Some(chain) = self.held.front()
