@@ -39,12 +39,15 @@ struct Region {
 }
 
 impl Region {
-    /// Where `count` bytes at `addr` are in the host, if all of them are in the region.
-    fn find(&self, addr: GuestAddress, count: usize) -> Option<*mut u8> {
-        let offset = addr.0.checked_sub(self.start.0)?;
-        let end = offset.checked_add(count as u64)?;
-        let offset = usize::try_from(offset).ok()?;
-        (end <= self.len).then(|| self.host.wrapping_add(offset))
+    /// Where `len` bytes at `addr` are in the host, if all of them are in the region.
+    fn find(&self, addr: GuestAddress, len: u32) -> Option<*mut u8> {
+        // Below its start: a huge offset, which is past its end.
+        let offset = addr.0.wrapping_sub(self.start.0);
+        let is_inside = offset <= self.len && u64::from(len) <= self.len - offset;
+        is_inside.then(|| {
+            self.host
+                .wrapping_add(usize::try_from(offset).unwrap_or(usize::MAX))
+        })
     }
 }
 
@@ -69,13 +72,28 @@ impl Buffers {
     }
 
     /// Adds `len` bytes at `addr`. A buffer of no bytes adds nothing, wherever it is.
+    #[inline]
     pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
+        let known = self.region.and_then(|region| region.find(addr, len));
+        match known {
+            Some(host) if len > 0 => self.push_piece(libc::iovec {
+                iov_base: host.cast(),
+                iov_len: len as usize,
+            }),
+            _ => self.push_unknown(addr, len),
+        }
+    }
+
+    /// As [`Self::push`] for a buffer that is not in the region of the last one, or not in one region.
+    #[cold]
+    fn push_unknown(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
         let outside = || QueueError::Buffer { addr: addr.0, len };
         let count = usize::try_from(len).map_err(|_| outside())?;
-        if let Some(host) = self.host(addr, count).filter(|_| count > 0) {
-            return self.push_piece(libc::iovec {
-                iov_base: host.cast(),
-                iov_len: count,
+        if let Some(region) = self.mem.find_region(addr) {
+            self.region = Some(Region {
+                start: region.start_addr(),
+                len: region.len(),
+                host: region.as_ptr(),
             });
         }
         let slices = self.mem.get_slices(addr, count);
@@ -91,21 +109,6 @@ impl Buffers {
         pieces
             .into_iter()
             .try_for_each(|piece| self.push_piece(piece))
-    }
-
-    /// Where `count` bytes at `addr` are in the host, if all of them are in one region.
-    fn host(&mut self, addr: GuestAddress, count: usize) -> Option<*mut u8> {
-        let known = self.region.and_then(|region| region.find(addr, count));
-        if known.is_some() {
-            return known;
-        }
-        let region = self.mem.find_region(addr)?;
-        self.region = Some(Region {
-            start: region.start_addr(),
-            len: region.len(),
-            host: region.as_ptr(),
-        });
-        self.region.and_then(|region| region.find(addr, count))
     }
 
     /// Adds a piece of guest memory.

@@ -3,7 +3,7 @@
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileArrayRef};
 
 use super::ring::DESCRIPTOR_SIZE;
 use super::{Buffers, QueueError};
@@ -46,7 +46,7 @@ impl Descriptor {
 /// Where descriptors are read from: the queue's table or an indirect one.
 enum Table<'a> {
     /// In one piece, found once and not for each descriptor.
-    Mapped(VolatileSlice<'a>),
+    Mapped(VolatileArrayRef<'a, [u64; 2]>),
     /// An indirect table over the border of two regions, or outside guest memory.
     Scattered(GuestAddress, u16),
 }
@@ -54,15 +54,16 @@ enum Table<'a> {
 impl Table<'_> {
     /// One read: the driver cannot change the descriptor between the check and the use.
     fn read(&self, mem: &GuestMemory, index: u16) -> Result<Descriptor, QueueError> {
-        let offset = usize::from(index) * DESCRIPTOR_SIZE;
+        let at = usize::from(index);
         let size = match self {
-            Self::Mapped(table) => match table.get_ref(offset) {
-                Ok(words) => return Ok(Descriptor::new(words.load())),
-                // A table has at most 65,535 entries.
-                Err(_) => u16::try_from(table.len() / DESCRIPTOR_SIZE).unwrap_or(u16::MAX),
-            },
+            Self::Mapped(table) if at < table.len() => {
+                return Ok(Descriptor::new(table.load(at)));
+            }
+            // A table has at most 65,535 entries.
+            Self::Mapped(table) => u16::try_from(table.len()).unwrap_or(u16::MAX),
             &Self::Scattered(addr, size) if index < size => {
-                let place = addr.0.checked_add(offset as u64).map(GuestAddress);
+                let offset = (at * DESCRIPTOR_SIZE) as u64;
+                let place = addr.0.checked_add(offset).map(GuestAddress);
                 let words = place.and_then(|place| mem.read_obj(place).ok());
                 return words
                     .map(Descriptor::new)
@@ -96,7 +97,7 @@ impl Chain {
     pub(super) fn walk(
         &mut self,
         mem: &GuestMemory,
-        table: VolatileSlice<'_>,
+        table: VolatileArrayRef<'_, [u64; 2]>,
         head: u16,
         limit: u16,
     ) -> Result<(), QueueError> {
@@ -147,7 +148,12 @@ fn indirect_table<'a>(
     match u16::try_from(bytes / DESCRIPTOR_SIZE) {
         Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => Ok(mem
             .get_slice(addr, bytes)
-            .map_or(Table::Scattered(addr, size), Table::Mapped)),
+            .map_or(Table::Scattered(addr, size), |slice| {
+                let host = slice.ptr_guard_mut().as_ptr();
+                // SAFETY: `size` descriptors are all of the slice, which lies in a region that `mem`
+                // keeps mapped for 'a. The guest's accesses are not Rust's, ours are volatile.
+                Table::Mapped(unsafe { VolatileArrayRef::new(host, size.into()) })
+            })),
         _ => Err(QueueError::IndirectLength { len }),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
     AtomicInteger, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
-    VolatileSlice,
+    VolatileArrayRef,
 };
 
 use crate::GuestMemory;
@@ -85,12 +85,6 @@ impl Part {
         // long as `self`. Everyone in this process accesses it atomically or volatile.
         unsafe { &*place }
     }
-
-    fn slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: the type's invariant; the slice borrows `self`. The guest's own accesses are not
-        // Rust's, ours are volatile.
-        unsafe { VolatileSlice::new(self.host, self.len) }
-    }
 }
 
 impl Ring {
@@ -116,9 +110,12 @@ impl Ring {
         [&self.descriptors, &self.avail, &self.used].map(|part| part.addr)
     }
 
-    /// The descriptor table.
-    pub(super) fn table(&self) -> VolatileSlice<'_> {
-        self.descriptors.slice()
+    /// The descriptor table, two little-endian words an entry.
+    pub(super) fn table(&self) -> VolatileArrayRef<'_, [u64; 2]> {
+        let entries = self.descriptors.len / DESCRIPTOR_SIZE;
+        // SAFETY: the part's invariant; the array borrows `self`. The guest's own accesses are not
+        // Rust's, ours are volatile.
+        unsafe { VolatileArrayRef::new(self.descriptors.host, entries) }
     }
 
     /// What the driver says of interrupts if there is no event index.

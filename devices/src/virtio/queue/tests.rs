@@ -12,8 +12,8 @@ use vm_memory::Bytes;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
-use crate::virtio::{Buffers, Registers};
 use crate::virtio::mock::{INDIRECT, MEM_END, NEXT, REGION, WRITE, memory};
+use crate::virtio::{Buffers, Registers};
 
 const DESCRIPTORS: u64 = 0x1000;
 const AVAIL: u64 = 0x2000;

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::GuestMemoryBackend;
 use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{GuestMemoryBackend, VolatileMemory};
 
 use super::super::request::{Request, Serial, Step, Target};
 use super::*;
@@ -59,7 +59,8 @@ impl Rig {
                 .write_obj(descriptor, GuestAddress(0x1000 + 16 * i))
                 .unwrap();
         }
-        let table = self.mem.get_slice(GuestAddress(0x1000), 32).unwrap();
+        let slice = self.mem.get_slice(GuestAddress(0x1000), 32).unwrap();
+        let table = slice.get_array_ref(0, 2).unwrap();
         let mut chain = Chain::new(&self.mem);
         chain.walk(&self.mem, table, 0, 8).unwrap();
         let Step::Job(job) = self.target.begin(Request::read(chain).unwrap()) else {
