@@ -52,6 +52,8 @@ pub(super) struct Hub {
     /// Slots that are free.
     free: Vec<usize>,
     ports: HashMap<Ports, usize>,
+    /// Of the packet before, for the next one is mostly of the same connection.
+    last: Option<(Ports, usize)>,
     /// Slots of connections with something for the guest.
     ready: VecDeque<usize>,
     resets: VecDeque<Header>,
@@ -71,6 +73,7 @@ impl Hub {
             slots: Vec::new(),
             free: Vec::new(),
             ports: HashMap::new(),
+            last: None,
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
@@ -158,12 +161,15 @@ impl Hub {
         if header.dst_cid != HOST_CID || header.kind != STREAM {
             return self.refuse(header);
         }
-        let Some(&slot) = self.ports.get(&header.ports()) else {
+        let ports = header.ports();
+        let known = self.last.filter(|&(last, _)| last == ports);
+        let Some((_, slot)) = known.or_else(|| Some((ports, *self.ports.get(&ports)?))) else {
             return match header.op {
                 Op::Request => self.dial(header, ops),
                 _ => self.refuse(header),
             };
         };
+        self.last = Some((ports, slot));
         let Some(connection) = self.connection(slot) else {
             return;
         };
@@ -345,6 +351,7 @@ impl Hub {
             && self.ports.get(&ports) == Some(&slot)
         {
             self.ports.remove(&ports);
+            self.last = None;
         }
     }
 
@@ -409,6 +416,7 @@ impl Hub {
         }
         self.free.clear();
         self.ports.clear();
+        self.last = None;
         self.ready.clear();
         self.resets.clear();
     }

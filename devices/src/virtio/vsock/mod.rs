@@ -46,7 +46,7 @@ const BUDGET: usize = 64;
 /// How often it is looked who has waited too long; nothing there needs to be more exact.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the guest may wait at most to be told that its packets were taken.
-const LATE: Duration = Duration::from_millis(1);
+const LATE: Duration = Duration::from_millis(10);
 /// The least address that a guest can have; those below are the host's and everybody's.
 const FIRST_CID: u64 = 3;
 /// Bytes of the longest path of a Unix socket.
