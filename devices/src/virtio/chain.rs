@@ -1,11 +1,14 @@
 //! Descriptor chains (virtio 1.2, section 2.7.5): from what the driver wrote to checked buffers.
 
+use std::slice;
+use std::sync::atomic::Ordering;
+
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileArrayRef};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::ring::DESCRIPTOR_SIZE;
+use super::ring::{DESCRIPTOR_SIZE, RawDescriptor};
 use super::{Buffers, QueueError};
 use crate::GuestMemory;
 
@@ -46,8 +49,8 @@ impl Descriptor {
 /// Where descriptors are read from: the queue's table or an indirect one.
 enum Table<'a> {
     /// In one piece, found once and not for each descriptor.
-    Mapped(VolatileArrayRef<'a, [u64; 2]>),
-    /// An indirect table over the border of two regions, or outside guest memory.
+    Mapped(&'a [RawDescriptor]),
+    /// An indirect table over the border of two regions, misaligned, or outside guest memory.
     Scattered(GuestAddress, u16),
 }
 
@@ -56,11 +59,14 @@ impl Table<'_> {
     fn read(&self, mem: &GuestMemory, index: u16) -> Result<Descriptor, QueueError> {
         let at = usize::from(index);
         let size = match self {
-            Self::Mapped(table) if at < table.len() => {
-                return Ok(Descriptor::new(table.load(at)));
-            }
-            // A table has at most 65,535 entries.
-            Self::Mapped(table) => u16::try_from(table.len()).unwrap_or(u16::MAX),
+            Self::Mapped(table) => match table.get(at) {
+                Some([addr, rest]) => {
+                    let words = [addr, rest].map(|word| word.load(Ordering::Relaxed));
+                    return Ok(Descriptor::new(words));
+                }
+                // A table has at most 65,535 entries.
+                None => u16::try_from(table.len()).unwrap_or(u16::MAX),
+            },
             &Self::Scattered(addr, size) if index < size => {
                 let offset = (at * DESCRIPTOR_SIZE) as u64;
                 let place = addr.0.checked_add(offset).map(GuestAddress);
@@ -97,7 +103,7 @@ impl Chain {
     pub(super) fn walk(
         &mut self,
         mem: &GuestMemory,
-        table: VolatileArrayRef<'_, [u64; 2]>,
+        table: &[RawDescriptor],
         head: u16,
         limit: u16,
     ) -> Result<(), QueueError> {
@@ -145,15 +151,16 @@ fn indirect_table<'a>(
 ) -> Result<Table<'a>, QueueError> {
     let &Descriptor { addr, len, .. } = descriptor;
     let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-    match u16::try_from(bytes / DESCRIPTOR_SIZE) {
-        Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => Ok(mem
-            .get_slice(addr, bytes)
-            .map_or(Table::Scattered(addr, size), |slice| {
-                let host = slice.ptr_guard_mut().as_ptr();
-                // SAFETY: `size` descriptors are all of the slice, which lies in a region that `mem`
-                // keeps mapped for 'a. The guest's accesses are not Rust's, ours are volatile.
-                Table::Mapped(unsafe { VolatileArrayRef::new(host, size.into()) })
-            })),
-        _ => Err(QueueError::IndirectLength { len }),
-    }
+    let size = match u16::try_from(bytes / DESCRIPTOR_SIZE) {
+        Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => size,
+        _ => return Err(QueueError::IndirectLength { len }),
+    };
+    let mapped = mem.get_slice(addr, bytes).ok();
+    let first = mapped.map(|slice| slice.ptr_guard_mut().as_ptr().cast::<RawDescriptor>());
+    Ok(match first.filter(|first| first.is_aligned()) {
+        // SAFETY: `size` descriptors are all of the slice, which lies in a region that `mem` keeps
+        // mapped for 'a. The guest's own accesses are not Rust's, ours are atomic.
+        Some(first) => Table::Mapped(unsafe { slice::from_raw_parts(first, size.into()) }),
+        None => Table::Scattered(addr, size),
+    })
 }

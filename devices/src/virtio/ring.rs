@@ -1,17 +1,19 @@
 //! A ring in guest memory (virtio 1.2, section 2.7), found in the host once and accessed in place.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::slice;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{
     AtomicInteger, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
-    VolatileArrayRef,
 };
 
 use crate::GuestMemory;
 
 /// Bytes of a descriptor in its table.
 pub(super) const DESCRIPTOR_SIZE: usize = 16;
+/// A descriptor as it lies in its table: two little-endian words.
+pub(super) type RawDescriptor = [AtomicU64; 2];
 /// Bytes of flags and index, which both the available and the used ring begin with.
 const HEADER: usize = 4;
 /// Bytes of an entry of the available ring.
@@ -110,12 +112,13 @@ impl Ring {
         [&self.descriptors, &self.avail, &self.used].map(|part| part.addr)
     }
 
-    /// The descriptor table, two little-endian words an entry.
-    pub(super) fn table(&self) -> VolatileArrayRef<'_, [u64; 2]> {
-        let entries = self.descriptors.len / DESCRIPTOR_SIZE;
-        // SAFETY: the part's invariant; the array borrows `self`. The guest's own accesses are not
-        // Rust's, ours are volatile.
-        unsafe { VolatileArrayRef::new(self.descriptors.host, entries) }
+    /// The descriptor table.
+    pub(super) fn table(&self) -> &[RawDescriptor] {
+        let first = self.descriptors.host.cast::<RawDescriptor>();
+        assert!(first.is_aligned());
+        // SAFETY: the part's invariant and the assertion; the slice borrows `self`. The guest's own
+        // accesses are not Rust's, ours are atomic.
+        unsafe { slice::from_raw_parts(first, self.descriptors.len / DESCRIPTOR_SIZE) }
     }
 
     /// What the driver says of interrupts if there is no event index.

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
-use vm_memory::{GuestMemoryBackend, VolatileMemory};
 
 use super::super::request::{Request, Serial, Step, Target};
 use super::*;
@@ -59,10 +59,15 @@ impl Rig {
                 .write_obj(descriptor, GuestAddress(0x1000 + 16 * i))
                 .unwrap();
         }
-        let slice = self.mem.get_slice(GuestAddress(0x1000), 32).unwrap();
-        let table = slice.get_array_ref(0, 2).unwrap();
+        let table: Vec<_> = (0..2)
+            .map(|i| {
+                let at = GuestAddress(0x1000 + 16 * i);
+                let words: [u64; 2] = self.mem.read_obj(at).unwrap();
+                words.map(AtomicU64::new)
+            })
+            .collect();
         let mut chain = Chain::new(&self.mem);
-        chain.walk(&self.mem, table, 0, 8).unwrap();
+        chain.walk(&self.mem, &table, 0, 8).unwrap();
         let Step::Job(job) = self.target.begin(Request::read(chain).unwrap()) else {
             panic!("no job");
         };
