@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use cofferdam::config::FsConfig;
 use cofferdam::vm::fsd::Daemon;
 use cofferdam_devices::GuestMemory;
+use cofferdam_devices::virtio::ring::Ring;
 use cofferdam_devices::virtio::vhost_user::Backend;
 use cofferdam_devices::virtio::{Interrupt, Registers, VirtQueue};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -120,6 +121,7 @@ impl Guest {
             ring.try_set_used_ring_address(GuestAddress(base + 0x2000))
                 .unwrap();
             let (mem, kick) = (mem.clone(), kicks[queue].clone());
+            let ring = Ring::find(&ring, &mem).unwrap();
             VirtQueue::new("queue".into(), ring, mem, kick, interrupt.clone())
         });
         backend.start(&mem, 1 << 32, &queues, &interrupt).unwrap();

@@ -1,6 +1,7 @@
 //! How a device gets its driver's attention.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_mmio as reg;
@@ -20,9 +21,9 @@ pub trait Line: fmt::Debug + Send + Sync {
     /// Sends an edge.
     fn ring(&self);
 
-    /// An event file descriptor that does the same for whoever writes to it, another process too. It
-    /// may take longer.
-    fn irqfd(&self) -> &EventFd;
+    /// An event file descriptor that does the same for whoever writes to it, another process too, as
+    /// long as nobody calls [`Self::ring`]. It may take longer. Fails if the host has no more.
+    fn irqfd(&self) -> io::Result<&EventFd>;
 }
 
 /// An irqfd is a line by itself.
@@ -33,8 +34,8 @@ impl Line for EventFd {
         let _ = self.write(1);
     }
 
-    fn irqfd(&self) -> &EventFd {
-        self
+    fn irqfd(&self) -> io::Result<&EventFd> {
+        Ok(self)
     }
 }
 
@@ -60,8 +61,8 @@ impl Interrupt {
     }
 
     /// The event file descriptor that KVM turns into an interrupt. While the device is active,
-    /// writing to it is all that "used buffers" needs: another process may do so.
-    pub fn irqfd(&self) -> &EventFd {
+    /// writing to it is all that "used buffers" needs: another process may do so, in place of us.
+    pub fn irqfd(&self) -> io::Result<&EventFd> {
         self.line.irqfd()
     }
 
@@ -152,6 +153,6 @@ mod tests {
         line.clear();
         assert_eq!((status(), line.is_reset_needed()), (0, false));
         assert_eq!(line.generation(), 1);
-        assert_eq!(line.irqfd().read().unwrap(), 3);
+        assert_eq!(line.irqfd().unwrap().read().unwrap(), 3);
     }
 }

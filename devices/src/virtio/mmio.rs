@@ -266,8 +266,13 @@ impl MmioTransport {
         }
     }
 
-    /// The driver says that the selected queue is set up; QueueReady stays 0 if it is not.
+    /// The driver says that the selected queue is set up; QueueReady stays 0 if it is not. Taken away
+    /// from an active device, all queues are: the device does nothing more until it is reset.
     fn write_queue_ready(&mut self, value: u32) {
+        let is_ready = self.selected().is_some_and(|queue| queue.is_ready);
+        if value & 1 == 0 && is_ready && self.status & DRIVER_OK != 0 {
+            return self.take_queues_away();
+        }
         let event_idx = self.has_event_idx();
         let Some(mut queue) = self.configurable().copied() else {
             return;
@@ -284,6 +289,15 @@ impl MmioTransport {
         }
         if let Some(slot) = self.configurable() {
             *slot = queue;
+        }
+    }
+
+    /// Linux's driver for pmem lets go of its device in this way, without a reset.
+    fn take_queues_away(&mut self) {
+        // Waits for the batch in hand, as a reset does.
+        lock(&self.device).reset();
+        for queue in &mut self.queues {
+            queue.is_ready = false;
         }
     }
 

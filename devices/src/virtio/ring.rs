@@ -92,7 +92,7 @@ impl Part {
 impl Ring {
     /// The ring that `set_up` describes; `None` if a part of it is not guest memory, all of it in one
     /// region (regions are far apart: no driver has a ring in two).
-    pub(super) fn find(set_up: &Queue, mem: &GuestMemory) -> Option<Self> {
+    pub fn find(set_up: &Queue, mem: &GuestMemory) -> Option<Self> {
         let entries = usize::from(set_up.size());
         let part = |addr, len| Part::find(mem, GuestAddress(addr), len);
         Some(Self {

@@ -82,6 +82,9 @@ pub enum VhostUserError {
     /// The other process cannot do what it was asked for.
     #[error("{0} was refused")]
     Refused(&'static str),
+    /// The host has no event file descriptor, or KVM does not take it.
+    #[error("the host has no interrupt for another process to ring")]
+    Interrupt(#[source] io::Error),
     /// Guest memory is not of a kind that another process can map.
     #[error("guest memory cannot be shared with another process")]
     Memory,
@@ -184,8 +187,8 @@ impl Backend {
         body.extend(0u64.to_ne_bytes());
         self.set(SET_VRING_ADDR, &body, &[])?;
         let number = u64::from(index).to_ne_bytes();
-        let call = interrupt.irqfd().as_raw_fd();
-        self.set_fd(SET_VRING_CALL, &number, call)?;
+        let call = interrupt.irqfd().map_err(VhostUserError::Interrupt)?;
+        self.set_fd(SET_VRING_CALL, &number, call.as_raw_fd())?;
         self.set_fd(SET_VRING_KICK, &number, queue.kick().as_raw_fd())?;
         if self.has_protocol_features() {
             self.set(SET_VRING_ENABLE, &words([index, 1]), &[])?;

@@ -1,30 +1,33 @@
 //! Interrupt lines of virtio devices.
 
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use cofferdam_devices::virtio::interrupt::Line;
 use kvm_ioctls::VmFd;
-use vmm_sys_util::eventfd::EventFd;
-
-use super::{DeviceError, event_fd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// An edge-triggered line of the I/O APIC.
 ///
 /// The monitor's own devices ring it by an ioctl, since KVM hands an irqfd of such a line on to a
-/// kernel thread: two context switches before the guest hears of it. The irqfd is there for others.
+/// kernel thread: two context switches before the guest hears of it. An irqfd is made for others who
+/// ask for it; it makes an edge only as long as the monitor itself does not ring, for after that the
+/// line rests high.
 pub(super) struct IrqLine {
     vm: Arc<VmFd>,
     gsi: u32,
-    irqfd: EventFd,
+    irqfd: OnceLock<EventFd>,
 }
 
 impl IrqLine {
     /// The line `gsi` of `vm`.
-    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> Result<Self, DeviceError> {
-        let irqfd = event_fd()?;
-        vm.register_irqfd(&irqfd, gsi).map_err(DeviceError::Irq)?;
-        Ok(Self { vm, gsi, irqfd })
+    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> Self {
+        Self {
+            vm,
+            gsi,
+            irqfd: OnceLock::new(),
+        }
     }
 }
 
@@ -40,8 +43,15 @@ impl Line for IrqLine {
         }
     }
 
-    fn irqfd(&self) -> &EventFd {
-        &self.irqfd
+    fn irqfd(&self) -> io::Result<&EventFd> {
+        if let Some(irqfd) = self.irqfd.get() {
+            return Ok(irqfd);
+        }
+        let irqfd = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        self.vm
+            .register_irqfd(&irqfd, self.gsi)
+            .map_err(io::Error::from)?;
+        Ok(self.irqfd.get_or_init(|| irqfd))
     }
 }
 

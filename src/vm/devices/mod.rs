@@ -334,7 +334,7 @@ impl<'a> Devices<'a> {
         let at = u32::try_from(self.virtio.len()).unwrap_or_default();
         let base = layout::VIRTIO_MMIO + at * layout::VIRTIO_MMIO_SIZE;
         let gsi = layout::virtio_gsi(at);
-        let line = IrqLine::new(self.vm.clone(), gsi)?;
+        let line = IrqLine::new(self.vm.clone(), gsi);
         let transport = MmioTransport::new(name, device, self.mem.clone(), line)?;
         let port = layout::KICK_PORT + u16::try_from(at).unwrap_or_default() * 4;
         let mut kick_at = vec![IoEventAddress::Mmio(u64::from(base) + QUEUE_NOTIFY)];

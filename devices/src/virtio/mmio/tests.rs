@@ -178,7 +178,6 @@ fn queues_are_configured_between_features_ok_and_driver_ok_only() {
     driver.start(0);
     let before = driver.transport.queues.clone();
     driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 0);
-    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
     driver.set_up_queue(&MockRing {
         descriptors: 0x4000,
         ..ring
@@ -294,6 +293,26 @@ fn a_reset_works_in_any_state() {
     driver.start(0);
     let device = driver.device.lock().unwrap();
     assert_eq!(device.activation.as_ref().unwrap().features, VERSION_1);
+}
+
+/// If it fails, a device goes on in memory that its driver has taken away, or Linux warns that it might.
+#[test]
+fn a_queue_that_is_taken_away_stops_the_device_until_it_is_reset() {
+    let mut driver = driver();
+    driver.start(0);
+    driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 7);
+    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+    assert!(driver.device.lock().unwrap().activation.is_some());
+    driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 1);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 1);
+    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+    assert!(driver.device.lock().unwrap().activation.is_none());
+    driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+    driver.reset();
+    driver.start(0);
+    assert!(driver.device.lock().unwrap().activation.is_some());
 }
 
 /// If it fails, the driver is not told of a change, or reads half of an old configuration.

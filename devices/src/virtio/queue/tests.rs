@@ -76,7 +76,7 @@ impl Rig {
     }
 
     fn interrupts(&self) -> u64 {
-        self.interrupt.irqfd().read().unwrap_or(0)
+        self.interrupt.irqfd().unwrap().read().unwrap_or(0)
     }
 }
 
