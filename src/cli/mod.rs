@@ -35,6 +35,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Everything about containers and their images.
+    #[command(external_subcommand)]
+    Container(Vec<OsString>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell that the script is for.
@@ -47,6 +50,9 @@ enum Command {
         command: Option<String>,
     },
 }
+
+/// The program beside this one that is container mode. It knows which commands there are.
+const CONTAINER: &str = "cofferdam-container";
 
 const EXIT_CODES: &str = "\
 Exit codes of 'cofferdam boot':
@@ -73,6 +79,10 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Fsd { args } => {
             let Err(error) = companion::exec(fsd::PROGRAM, &args);
+            fail(&error, EXIT_HOST)
+        }
+        Command::Container(args) => {
+            let Err(error) = companion::exec(CONTAINER, &args);
             fail(&error, EXIT_HOST)
         }
         Command::Completions { shell } => {

@@ -1,0 +1,4 @@
+//! Containers that each have a kernel of their own: images, the runtime, and the command line.
+
+pub mod cli;
+pub mod paths;
