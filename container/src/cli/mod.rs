@@ -5,10 +5,13 @@ mod image;
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Docker's exit code for a failure of ours, not of the container's.
 pub const EXIT_FAILED: u8 = 125;
+
+/// Exit code of the monitor's for a command line that makes no sense.
+const EXIT_USAGE: u8 = 2;
 
 /// Containers that each have a kernel of their own.
 #[derive(Debug, Parser)]
@@ -29,11 +32,50 @@ enum Command {
     Image(image::Command),
 }
 
+/// The monitor's own commands, for suggestions to who mistypes one.
+const MONITOR: [&str; 4] = ["boot", "doctor", "completions", "man"];
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Image(command) => image::run(command),
+    let program =
+        Cli::command().subcommands(MONITOR.map(|name| clap::Command::new(name).hide(true)));
+    let parsed = program
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => match cli.command {
+            Command::Image(command) => image::run(command),
+        },
+        Err(error) => refuse(&error),
     }
+}
+
+/// Help that was asked for, or, in two lines, what is wrong with the command line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        error.exit();
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ").replace(" tip:", "; tip:");
+    eprintln!("cofferdam: {}", said.trim_start_matches("error: "));
+    eprintln!("Try '--help' for what there is.");
+    // A command that nobody knows is the monitor's usage error; what is wrong with one of ours, Docker's.
+    ExitCode::from(match error.kind() {
+        ErrorKind::InvalidSubcommand => EXIT_USAGE,
+        _ => EXIT_FAILED,
+    })
 }
 
 /// Says on standard error what went wrong and why, in one line, and gives the exit code.
