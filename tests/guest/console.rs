@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{PATIENCE, TempDir, Vm, wait_until};
+use crate::harness::{TempDir, Vm, patience, wait_until};
 use crate::terminal::open_terminal;
 
 /// If it fails, what is pasted into a guest arrives in part, twice or in another order.
@@ -96,7 +96,7 @@ fn on_a_socket_clients_come_and_go() {
     wait_until("the console's socket", || path.exists());
     let connect = || {
         let client = UnixStream::connect(&path).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(patience())).unwrap();
         client
     };
 

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 /// How long a guest may take for anything; far more than it needs, since the lab is slow.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub fn patience() -> Duration {
+    let seconds = env::var("COFFERDAM_TEST_PATIENCE").ok();
+    Duration::from_secs(seconds.map_or(240, |seconds| seconds.parse().unwrap()))
+}
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam");
@@ -121,7 +124,7 @@ impl Stream {
 
     /// Waits until `text` has appeared after what was waited for before.
     fn wait_for(&mut self, text: &str) -> Result<(), &'static str> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         loop {
             let new = &self.text[self.seen..];
             let at = new
@@ -258,7 +261,7 @@ impl Vm {
     /// Waits for the monitor's end.
     #[track_caller]
     pub fn end(self) -> End {
-        self.end_within(PATIENCE)
+        self.end_within(patience())
     }
 
     /// Waits for the end of a monitor, or of a succession of them, that may take longer.
@@ -334,7 +337,7 @@ pub fn host(command: &str) -> String {
 /// Waits until `condition` holds.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience();
     while !condition() {
         assert!(Instant::now() < until, "{what}: not in time");
         thread::sleep(Duration::from_millis(50));

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, TempDir, Vm, wait_until};
+use crate::harness::{TempDir, Vm, patience, wait_until};
 
 /// Connections to and from the guest.
 const MANY: u32 = 1000;
@@ -40,8 +40,8 @@ fn connect(path: &Path, port: u32) -> UnixStream {
 
 fn try_to_connect(path: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience()))?;
+    stream.set_write_timeout(Some(patience()))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = [0; "OK 1073741824\n".len()];
     stream.read_exact(&mut answer)?;
