@@ -1,0 +1,291 @@
+//! The host's side: calls and streams through the Unix socket of the VM's vsock device.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use protobuf::Message;
+use ttrpc::proto::{Code, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, Request, Response};
+
+use crate::api::*;
+use crate::stream::{Greeting, Name, read_line};
+use crate::{CONTROL_PORT, SERVICE, STREAM_PORT, VERSION};
+
+/// How long the monitor and the guest may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between attempts to reach a guest that boots.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Bytes of a ttrpc header: length and stream of the message, big-endian, its type, flags.
+const HEADER: usize = 10;
+
+/// The longest answer, which is ttrpc's own limit, in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens at the VM's socket.
+    #[error("cannot connect to the VM's vsock socket {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor is there; nobody in the guest listens.
+    #[error("nobody in the guest of {path} accepts connections to port {port} (yet)")]
+    Refused {
+        /// The VM's socket.
+        path: PathBuf,
+        /// The vsock port.
+        port: u32,
+        /// How the connection ended.
+        #[source]
+        source: io::Error,
+    },
+    /// The VM or the agent is gone, or was stopped, in the middle of a call.
+    #[error("the agent did not answer {method}; is the VM still running?")]
+    Lost {
+        /// The call.
+        method: &'static str,
+        /// How the connection ended.
+        #[source]
+        source: io::Error,
+    },
+    /// What was answered is no answer.
+    #[error("the agent's answer to {method} is malformed: {reason}")]
+    Malformed {
+        /// The call.
+        method: &'static str,
+        /// In what way.
+        reason: String,
+    },
+    /// The agent says no.
+    #[error("{message}")]
+    Failed {
+        /// The call.
+        method: &'static str,
+        /// ttrpc's code: `NOT_FOUND`, `FAILED_PRECONDITION`, …
+        code: Code,
+        /// What the agent says, which names the thing and the cause.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// Whether the agent says that there is no such container or process.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Failed { code, .. } if *code == Code::NOT_FOUND)
+    }
+}
+
+/// A connection with the agent of one VM, for all threads. Calls that overlap have a connection
+/// each; there are no threads behind it.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    /// Connections that no call is using.
+    idle: Mutex<Vec<UnixStream>>,
+}
+
+/// The calls of the service, by the messages they take and give.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident $method:literal ($request:ty) -> $response:ty;)*) => {
+        impl Client {
+            $($(#[$doc])*
+            pub fn $name(&self, request: $request) -> Result<$response, ClientError> {
+                self.call($method, &request)
+            })*
+        }
+    };
+}
+
+calls! {
+    /// Addresses, routes, resolv.conf and hosts.
+    network "Network" (NetworkRequest) -> Empty;
+    /// Sets the guest's clock.
+    set_time "SetTime" (SetTimeRequest) -> Empty;
+    /// Makes a container up to the point where its process would be executed.
+    create "Create" (CreateRequest) -> PidResponse;
+    /// Executes a container's process, once its streams are connected.
+    start "Start" (ContainerRequest) -> Empty;
+    /// Runs one more process in a container.
+    exec "Exec" (ExecRequest) -> PidResponse;
+    /// Forgets a process that has ended.
+    delete "Delete" (ProcessRequest) -> Empty;
+    /// Sends a signal.
+    signal "Signal" (SignalRequest) -> Empty;
+    /// Blocks until a process has ended.
+    wait "Wait" (ProcessRequest) -> WaitResponse;
+    /// Sets the size of a process's terminal.
+    resize "Resize" (ResizeRequest) -> Empty;
+    /// Ends a process's standard input.
+    close_stdin "CloseStdin" (ProcessRequest) -> Empty;
+    /// The processes of a container.
+    pids "Pids" (ContainerRequest) -> PidsResponse;
+    /// What a container uses.
+    stats "Stats" (ContainerRequest) -> StatsResponse;
+    /// Freezes a container.
+    pause "Pause" (ContainerRequest) -> Empty;
+    /// Thaws it.
+    resume "Resume" (ContainerRequest) -> Empty;
+    /// Sets a container's limits.
+    update "Update" (UpdateRequest) -> Empty;
+    /// Blocks until there is an event younger than the one named.
+    next_event "NextEvent" (NextEventRequest) -> Event;
+    /// Sends a path of a container's on the stream `archive`.
+    copy_out "CopyOut" (CopyRequest) -> Empty;
+    /// Unpacks the stream `archive` in a directory of a container's.
+    copy_in "CopyIn" (CopyRequest) -> Empty;
+    /// Ends everything in the guest and powers it off.
+    poweroff "Poweroff" (PoweroffRequest) -> Empty;
+}
+
+impl Client {
+    /// Connects with the agent behind the VM's vsock socket `path`, and checks that it speaks this
+    /// version of the protocol.
+    pub fn connect(path: &Path) -> Result<(Self, HelloResponse), ClientError> {
+        let client = Self {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+        };
+        let mut request = HelloRequest::new();
+        request.version = VERSION;
+        let hello = client.call("Hello", &request)?;
+        Ok((client, hello))
+    }
+
+    /// As [`Client::connect`], again and again until `deadline`: for a VM that was just started.
+    /// `alive` says whether it still runs; if not, the last error is given at once.
+    pub fn connect_until(
+        path: &Path,
+        deadline: Instant,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<(Self, HelloResponse), ClientError> {
+        loop {
+            match Self::connect(path) {
+                Err(ClientError::Connect { .. } | ClientError::Refused { .. })
+                    if Instant::now() < deadline && alive() =>
+                {
+                    thread::sleep(RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// A stream of the process (or the copy) that was or will be given `token`, which the agent
+    /// waits for no longer than ten seconds. It has no timeouts.
+    pub fn stream(&self, name: Name, token: &str) -> Result<UnixStream, ClientError> {
+        let mut stream = self.open(STREAM_PORT)?;
+        let token = token.to_owned();
+        stream
+            .write_all(Greeting { name, token }.to_string().as_bytes())
+            .map_err(|source| self.refused(STREAM_PORT, source))?;
+        Ok(stream)
+    }
+
+    fn refused(&self, port: u32, source: io::Error) -> ClientError {
+        ClientError::Refused {
+            path: self.path.clone(),
+            port,
+            source,
+        }
+    }
+
+    /// A connection to a port of the guest's.
+    fn open(&self, port: u32) -> Result<UnixStream, ClientError> {
+        let connect = |source| ClientError::Connect {
+            path: self.path.clone(),
+            source,
+        };
+        let mut stream = UnixStream::connect(&self.path).map_err(connect)?;
+        let greet = |stream: &mut UnixStream| {
+            stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+            stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+            let answer = read_line(stream, 32)?;
+            if !answer.is_some_and(|line| line.starts_with("OK ")) {
+                return Err(io::Error::other("the monitor's answer is not OK"));
+            }
+            stream.set_read_timeout(None)
+        };
+        greet(&mut stream).map_err(|source| self.refused(port, source))?;
+        Ok(stream)
+    }
+
+    fn call<R: Message>(
+        &self,
+        method: &'static str,
+        request: &impl Message,
+    ) -> Result<R, ClientError> {
+        let idle = self.idle().pop();
+        let mut stream = match idle {
+            Some(stream) => stream,
+            None => self.open(CONTROL_PORT)?,
+        };
+        let response = exchange(&mut stream, method, request)?;
+        // A connection that broke is not kept; one that carried an answer is.
+        self.idle().push(stream);
+        let status = response.status();
+        if status.code() != Code::OK {
+            return Err(ClientError::Failed {
+                method,
+                code: status.code(),
+                message: status.message().to_owned(),
+            });
+        }
+        R::parse_from_bytes(&response.payload).map_err(|error| malformed(method, error))
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<UnixStream>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn malformed(method: &'static str, reason: impl ToString) -> ClientError {
+    let reason = reason.to_string();
+    ClientError::Malformed { method, reason }
+}
+
+/// Sends a request and reads the answer to it.
+fn exchange(
+    stream: &mut UnixStream,
+    method: &'static str,
+    message: &impl Message,
+) -> Result<Response, ClientError> {
+    let lost = |source| ClientError::Lost { method, source };
+    let mut request = Request::new();
+    request.service = SERVICE.to_owned();
+    request.method = method.to_owned();
+    let bad = |error: protobuf::Error| malformed(method, error);
+    request.payload = message.write_to_bytes().map_err(bad)?;
+    let body = request.write_to_bytes().map_err(bad)?;
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|length| *length as usize <= MAX_MESSAGE)
+        .ok_or_else(|| malformed(method, "the request is over 4 MiB"))?;
+    let mut packet = Vec::with_capacity(HEADER + body.len());
+    packet.extend(length.to_be_bytes());
+    // Its number on this connection, where it is alone.
+    packet.extend(1u32.to_be_bytes());
+    packet.extend([MESSAGE_TYPE_REQUEST, 0]);
+    packet.extend(body);
+    stream.write_all(&packet).map_err(lost)?;
+
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).map_err(lost)?;
+    let [a, b, c, d, ..] = header;
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    if header[8] != MESSAGE_TYPE_RESPONSE || length > MAX_MESSAGE {
+        return Err(malformed(method, format!("its header is {header:?}")));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).map_err(lost)?;
+    Response::parse_from_bytes(&body).map_err(|error| malformed(method, error))
+}

@@ -1,0 +1,42 @@
+//! What the host and the agent in a container's VM say to each other: a ttrpc service
+//! ([`api`], [`service`]) on one vsock port, byte streams on another ([`stream`]).
+
+pub mod client;
+pub mod stream;
+
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::all,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+/// The messages of `agent.proto`.
+pub use generated::agent as api;
+/// The service of `agent.proto`.
+pub use generated::agent_ttrpc as service;
+
+pub use client::{Client, ClientError};
+
+/// The version of the protocol; both sides have the same or do not talk.
+pub const VERSION: u32 = 1;
+
+/// The guest's vsock port of the ttrpc service.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// The guest's vsock port of the streams.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The service's name on the wire.
+pub const SERVICE: &str = "cofferdam.agent.v1.Agent";
+
+/// The directory in the guest below which storages are mounted.
+pub const STORAGE: &str = "/run/cofferdam/storage";
+
+/// The directory in the guest that has `resolv.conf` and `hosts` as the host gave them: sources for
+/// binds.
+pub const ETC: &str = "/run/cofferdam/etc";
