@@ -35,10 +35,14 @@ pub const VIRTIO_GSI_COUNT: usize = 18;
 /// First interrupt line that no 8259 has.
 const IO_APIC_GSI: u32 = 16;
 
-/// Interrupt line of the virtio device with number `at`, below [`VIRTIO_GSI_COUNT`]. Those from
-/// [`IO_APIC_GSI`] on come first: KVM brings each change of another one to its 8259, too.
-pub fn virtio_gsi(at: u32) -> u32 {
-    VIRTIO_GSI + (at + IO_APIC_GSI - VIRTIO_GSI) % 18
+/// Interrupt line of the virtio device with number `at`, below [`VIRTIO_GSI_COUNT`]. If ACPI says so,
+/// those from [`IO_APIC_GSI`] on come first: KVM brings each change of another one to its 8259, too. A
+/// kernel that is told on its command line can have those only that an 8259 has.
+pub fn virtio_gsi(at: u32, has_acpi: bool) -> u32 {
+    match has_acpi {
+        true => VIRTIO_GSI + (at + IO_APIC_GSI - VIRTIO_GSI) % 18,
+        false => VIRTIO_GSI + at,
+    }
 }
 
 /// What the start of each pmem device's memory is a multiple of: a section of Linux's memory map, so
@@ -91,10 +95,12 @@ mod tests {
     #[test]
     fn interrupt_lines_fit_the_io_apic() {
         const { assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI) }
-        let mut lines: Vec<_> = (0..18).map(virtio_gsi).collect();
-        assert_eq!((lines[0], lines[7], lines[8]), (16, 23, 6));
-        lines.sort_unstable();
-        assert_eq!(lines, (VIRTIO_GSI..24).collect::<Vec<_>>());
-        assert_eq!(lines.len(), VIRTIO_GSI_COUNT);
+        for (has_acpi, first) in [(true, [16, 17]), (false, [6, 7])] {
+            let mut lines: Vec<_> = (0..18).map(|at| virtio_gsi(at, has_acpi)).collect();
+            assert_eq!(lines[..2], first);
+            lines.sort_unstable();
+            assert_eq!(lines, (VIRTIO_GSI..24).collect::<Vec<_>>());
+            assert_eq!(lines.len(), VIRTIO_GSI_COUNT);
+        }
     }
 }

@@ -44,7 +44,7 @@ use super::passt::PasstError;
 use super::worker::Worker;
 use crate::arch::layout;
 use crate::companion::CompanionError;
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, Hardware, VmConfig};
 
 /// Why a VM cannot have its devices.
 #[derive(Debug, thiserror::Error)]
@@ -256,6 +256,7 @@ pub struct Devices<'a> {
     pub disks: Vec<Arc<Mutex<Block>>>,
     /// The pmem devices, to be flushed at the end.
     pub pmems: Vec<Arc<Mutex<Pmem>>>,
+    has_acpi: bool,
     /// Where the next pmem device's memory begins in the guest.
     next_pmem: u64,
 }
@@ -269,6 +270,7 @@ impl<'a> Devices<'a> {
         stopper: &Stopper,
     ) -> Result<Self, DeviceError> {
         let mut devices = Self {
+            has_acpi: config.boot.hardware == Hardware::Acpi,
             has_read_only_slots: vm.check_extension(Cap::ReadonlyMem),
             vm,
             mem,
@@ -333,7 +335,7 @@ impl<'a> Devices<'a> {
         // The configuration is bounded by the interrupt lines there are.
         let at = u32::try_from(self.virtio.len()).unwrap_or_default();
         let base = layout::VIRTIO_MMIO + at * layout::VIRTIO_MMIO_SIZE;
-        let gsi = layout::virtio_gsi(at);
+        let gsi = layout::virtio_gsi(at, self.has_acpi);
         let line = IrqLine::new(self.vm.clone(), gsi);
         let transport = MmioTransport::new(name, device, self.mem.clone(), line)?;
         let port = layout::KICK_PORT + u16::try_from(at).unwrap_or_default() * 4;
