@@ -1,0 +1,398 @@
+//! What is asked of a container: Docker's options, by their names, as the command line reads them and
+//! as the container keeps them.
+
+mod bytes;
+mod mount;
+mod network;
+mod restart;
+mod ulimit;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{ArgAction, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+pub use bytes::Bytes;
+pub use mount::{Kind, Mount, Tmpfs};
+pub use network::{AddHost, Network, Port};
+pub use restart::Restart;
+pub use ulimit::Ulimit;
+
+/// Why an option's text is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// A file of variables or labels that cannot be read.
+    #[error("cannot read {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A variable without a name.
+    #[error("invalid environment variable: {0:?}")]
+    Variable(String),
+    /// A security option that there is not.
+    #[error(
+        "--security-opt {0}: there are no-new-privileges, seccomp=unconfined, apparmor=unconfined \
+         and label=disable"
+    )]
+    Security(String),
+    /// A storage option that there is not.
+    #[error("--storage-opt {0}: there is size=BYTES")]
+    Storage(String),
+}
+
+/// How a container is kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// By a VM with a kernel of its own.
+    #[default]
+    Vm,
+    /// By the host's kernel: runc or crun does it.
+    Process,
+}
+
+/// The options that `create` and `run` have in common.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct Options {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Name of the container [default: one is made up]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set an environment variable; without a value it is taken from this one's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub env_file: Vec<PathBuf>,
+    /// Set a label
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// Write the container's ID to a file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub cidfile: Option<PathBuf>,
+
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Host name [default: the container's short ID]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Signal that stops it [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds from that signal to KILL
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_timeout: u32,
+    /// An init process in the container that reaps what is left to it
+    #[arg(long)]
+    pub init: bool,
+    /// Start it again when it ends: no, always, unless-stopped, on-failure[:TIMES]
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub restart: Restart,
+
+    /// CPUs, also a fraction; the VM has as many vCPUs, rounded up [default: 1]
+    #[arg(long, value_name = "NUMBER", help_heading = LIMITS, value_parser = cpus)]
+    pub cpus: Option<f64>,
+    /// Memory of the container; the VM has what its kernel needs on top
+    #[arg(short, long, value_name = "BYTES", help_heading = LIMITS)]
+    pub memory: Option<Bytes>,
+    /// Number of processes; -1: no limit
+    #[arg(long, value_name = "NUMBER", help_heading = LIMITS, allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", help_heading = LIMITS)]
+    pub shm_size: Option<Bytes>,
+    /// Resource limit of the process
+    #[arg(long, value_name = "TYPE=SOFT[:HARD]", help_heading = LIMITS)]
+    pub ulimit: Vec<Ulimit>,
+    /// Options of the writable layer: size=BYTES
+    #[arg(long, value_name = "OPTION", help_heading = LIMITS)]
+    pub storage_opt: Vec<String>,
+
+    /// The root file system is read-only
+    #[arg(long, help_heading = FILES)]
+    pub read_only: bool,
+    /// Mount a directory or file of the host, or a volume
+    #[arg(
+        short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]", help_heading = FILES,
+        value_parser = Mount::from_volume
+    )]
+    pub volume: Vec<Mount>,
+    /// Mount something: type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    #[arg(
+        long, value_name = "OPTION,…", help_heading = FILES, value_parser = Mount::from_mount
+    )]
+    pub mount: Vec<Mount>,
+    /// Mount a memory file system
+    #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = FILES)]
+    pub tmpfs: Vec<Tmpfs>,
+
+    /// Network: passt (needs no privilege), none
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value_t, help_heading = NET)]
+    pub network: Network,
+    /// Publish a port on the host
+    #[arg(
+        short, long, value_name = "[[ADDRESS:]HOST:]PORT[/tcp|/udp]", help_heading = NET
+    )]
+    pub publish: Vec<Port>,
+    /// Publish all ports that the image exposes, on free ports of the host
+    #[arg(short = 'P', long, help_heading = NET)]
+    pub publish_all: bool,
+    /// A line more in /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS", help_heading = NET)]
+    pub add_host: Vec<AddHost>,
+    /// Name server [default: the host's]
+    #[arg(long, value_name = "ADDRESS", help_heading = NET)]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Domain that names are looked for in
+    #[arg(long, value_name = "DOMAIN", help_heading = NET)]
+    pub dns_search: Vec<String>,
+    /// Option of the resolver
+    #[arg(long, value_name = "OPTION", help_heading = NET)]
+    pub dns_option: Vec<String>,
+
+    /// How the container is kept apart
+    #[arg(long, value_enum, default_value_t, help_heading = WALLS)]
+    pub isolation: Isolation,
+    /// Kernel of the VM [default: the default guest's]
+    #[arg(long, value_name = "FILE", help_heading = WALLS)]
+    pub kernel: Option<PathBuf>,
+    /// Add a capability (in the container's own kernel)
+    #[arg(long, value_name = "NAME", help_heading = WALLS)]
+    pub cap_add: Vec<String>,
+    /// Take a capability away
+    #[arg(long, value_name = "NAME", help_heading = WALLS)]
+    pub cap_drop: Vec<String>,
+    /// All capabilities, and nothing hidden (of the container's own kernel)
+    #[arg(long, help_heading = WALLS)]
+    pub privileged: bool,
+    /// Security option
+    #[arg(long, value_name = "OPTION", help_heading = WALLS)]
+    pub security_opt: Vec<String>,
+    /// Kernel parameter
+    #[arg(long, value_name = "NAME=VALUE", help_heading = WALLS)]
+    pub sysctl: Vec<String>,
+
+    /// Image
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Command and arguments, instead of the image's
+    #[arg(
+        value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true,
+        action = ArgAction::Append
+    )]
+    pub command: Vec<String>,
+}
+
+const LIMITS: &str = "Limits";
+const FILES: &str = "Files";
+const NET: &str = "Network";
+const WALLS: &str = "Walls";
+
+fn cpus(text: &str) -> Result<f64, String> {
+    let most = f64::from(cofferdam::config::MAX_CPUS);
+    match text.parse() {
+        Ok(cpus) if 0.01 <= cpus && cpus <= most => Ok(cpus),
+        _ => Err(format!("expected a number of CPUs from 0.01 to {most}")),
+    }
+}
+
+/// What the security options say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Processes gain no privilege by running a program.
+    pub no_new_privileges: bool,
+}
+
+impl Options {
+    /// Reads what is elsewhere: files of variables, and variables of our own. Checks what no single
+    /// option says.
+    pub fn resolve(&mut self) -> Result<(), OptionsError> {
+        let mut env = Vec::new();
+        for path in std::mem::take(&mut self.env_file) {
+            let text = std::fs::read_to_string(&path)
+                .map_err(|source| OptionsError::File { path, source })?;
+            let lines = text.lines().map(str::trim_start);
+            env.extend(
+                lines
+                    .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                    .map(str::to_owned),
+            );
+        }
+        env.append(&mut self.env);
+        for variable in env {
+            if variable.is_empty() || variable.starts_with('=') {
+                return Err(OptionsError::Variable(variable));
+            }
+            if variable.contains('=') {
+                self.env.push(variable);
+            } else if let Ok(value) = std::env::var(&variable) {
+                self.env.push(format!("{variable}={value}"));
+            }
+        }
+        self.security()?;
+        self.disk_size()?;
+        Ok(())
+    }
+
+    /// The security options. There is no mandatory access control in the guest, and no filter of
+    /// system calls but the guest's kernel itself, so what turns them off is granted.
+    pub fn security(&self) -> Result<Security, OptionsError> {
+        let mut security = Security::default();
+        for option in &self.security_opt {
+            match option.replace(':', "=").as_str() {
+                "no-new-privileges" | "no-new-privileges=true" => security.no_new_privileges = true,
+                "no-new-privileges=false" => security.no_new_privileges = false,
+                "seccomp=unconfined" | "apparmor=unconfined" | "label=disable" => {}
+                _ => return Err(OptionsError::Security(option.clone())),
+            }
+        }
+        Ok(security)
+    }
+
+    /// Bytes of the writable layer, if they are given.
+    pub fn disk_size(&self) -> Result<Option<Bytes>, OptionsError> {
+        let mut size = None;
+        for option in &self.storage_opt {
+            let bytes = option.strip_prefix("size=").map(str::parse);
+            match bytes {
+                Some(Ok(bytes)) => size = Some(bytes),
+                _ => return Err(OptionsError::Storage(option.clone())),
+            }
+        }
+        Ok(size)
+    }
+
+    /// The labels, with the image's.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        pairs(&self.label)
+    }
+
+    /// All that is to be mounted from outside.
+    pub fn mounts(&self) -> impl Iterator<Item = &Mount> {
+        self.volume.iter().chain(&self.mount)
+    }
+}
+
+/// `NAME=VALUE` texts as a map; without a value it is empty.
+pub fn pairs(all: &[String]) -> BTreeMap<String, String> {
+    let split = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    all.iter().map(split).collect()
+}
+
+/// Texts in their JSON form, by `FromStr` and `Display`.
+macro_rules! as_text {
+    ($type:ty) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+use as_text;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(text: &str) -> Options {
+        Cli::try_parse_from(std::iter::once("run").chain(text.split(' ')))
+            .unwrap()
+            .options
+    }
+
+    /// If it fails, what the user types does not arrive, or options after the image are taken for
+    /// ours.
+    #[test]
+    fn options_are_dockers() {
+        let options = parse(
+            "-it --rm --name web -e A=1 --env=B=2 -w /srv -u 1000:100 -m 64m --cpus 1.5 -v /a:/b:ro \
+             --tmpfs /t:size=1m -p 8080:80 --ulimit nofile=10:20 busybox sh -c -x --rm",
+        );
+        assert!(options.interactive && options.tty && options.rm);
+        assert_eq!(options.name.as_deref(), Some("web"));
+        assert_eq!(options.env, ["A=1", "B=2"]);
+        assert_eq!(options.memory, Some(Bytes(64 << 20)));
+        assert_eq!(options.command, ["sh", "-c", "-x", "--rm"]);
+        assert_eq!(options.image, "busybox");
+        let text = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+    }
+
+    /// If it fails, an option that does nothing is taken without a word.
+    #[test]
+    fn what_is_not_there_is_refused() {
+        for text in [
+            "--gpus all x",
+            "--network host x",
+            "--cpus 0 x",
+            "-m 1x x",
+            "--security-opt seccomp=/p.json x",
+            "--storage-opt colour=red x",
+            "--restart sometimes x",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("run").chain(text.split(' ')));
+            let refused = match parsed {
+                Ok(mut cli) => cli.options.resolve().is_err(),
+                Err(_) => true,
+            };
+            assert!(refused, "{text}");
+        }
+    }
+
+    /// If it fails, variables from files or from our own environment are lost or misread.
+    #[test]
+    fn variables_are_resolved() {
+        let path = std::env::temp_dir().join(format!("cofferdam-env-{}", std::process::id()));
+        std::fs::write(&path, "# no\n\n  A=1\nB=x=y\nPATH\nNOT_THERE_AT_ALL\n").unwrap();
+        let mut options = parse("-e C=3 x");
+        options.env_file.push(path.clone());
+        options.resolve().unwrap();
+        std::fs::remove_file(path).unwrap();
+        let own = format!("PATH={}", std::env::var("PATH").unwrap());
+        assert_eq!(options.env, ["A=1", "B=x=y", &own, "C=3"]);
+        let mut options = parse("-e =x y");
+        assert!(options.resolve().is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! From what was asked for and what the image says to the configuration of the OCI runtime
+//! specification (config.json), as Docker would make it.
+
+mod caps;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Config, ImageConfiguration};
+use oci_spec::runtime::{
+    Linux, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources,
+    Mount, PosixRlimit, Process, Root, Spec, User,
+};
+
+use crate::options::{Bytes, Options, OptionsError, Tmpfs, pairs};
+
+/// `PATH` where the image has none: Docker's.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Microseconds that a share of a CPU is measured over: the kernel's own default.
+const CPU_PERIOD: u64 = 100_000;
+/// Docker's size of /dev/shm.
+const SHM_SIZE: Bytes = Bytes(64 << 20);
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Nothing to run.
+    #[error("no command specified: the image {0} has none; give one behind its name")]
+    NoCommand(String),
+    /// Not a capability.
+    #[error("there is no capability {0:?}")]
+    Capability(String),
+    /// Not a kernel parameter.
+    #[error("--sysctl {0}: expected NAME=VALUE")]
+    Sysctl(String),
+    /// A working directory that is none.
+    #[error("the working directory {0:?} is not absolute")]
+    Workdir(String),
+    /// An option that cannot be.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+}
+
+/// Something from outside, at a path where the runtime finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// As the runtime sees it.
+    pub source: PathBuf,
+    /// In the container.
+    pub target: String,
+    /// The container may not write.
+    pub read_only: bool,
+}
+
+/// A container's configuration.
+///
+/// `id` is the container's; `rootfs` the bundle's directory with the root file system, `binds` what
+/// is mounted from outside, in order. A user that is given by name stands in `process.user.username`
+/// for who has the root file system before him.
+pub fn build(
+    id: &str,
+    options: &Options,
+    image: &ImageConfiguration,
+    rootfs: &Path,
+    binds: &[Bind],
+) -> Result<Spec, SpecError> {
+    let none = Config::default();
+    let config = image.config().as_ref().unwrap_or(&none);
+    let mut root = Root::default();
+    root.set_path(rootfs.to_owned());
+    root.set_readonly(Some(options.read_only));
+
+    let mut spec = Spec::default();
+    spec.set_root(Some(root));
+    spec.set_hostname(Some(hostname(id, options)));
+    spec.set_process(Some(process(id, options, config)?));
+    spec.set_mounts(Some(mounts(options, binds)));
+    spec.set_linux(Some(linux(id, options)?));
+    let labels: HashMap<String, String> = labels(options, image).into_iter().collect();
+    spec.set_annotations(Some(labels));
+    Ok(spec)
+}
+
+/// The image's labels and the user's.
+pub fn labels(options: &Options, image: &ImageConfiguration) -> BTreeMap<String, String> {
+    let of_image = image.labels_of_config().into_iter().flatten();
+    let mut labels: BTreeMap<_, _> = of_image.map(|(k, v)| (k.clone(), v.clone())).collect();
+    labels.extend(options.labels());
+    labels
+}
+
+/// The name that the container has for itself.
+pub fn hostname(id: &str, options: &Options) -> String {
+    let short = || id.chars().take(12).collect();
+    options.hostname.clone().unwrap_or_else(short)
+}
+
+/// What is run, with its arguments.
+///
+/// A user's entry point puts the image's command aside, too, as its arguments would be another
+/// program's.
+pub fn command(options: &Options, image: &Config) -> Result<Vec<String>, SpecError> {
+    let of_image = image.entrypoint().as_deref().unwrap_or_default();
+    let mut args = match options.entrypoint.as_deref() {
+        None => of_image.to_vec(),
+        Some("") => Vec::new(),
+        Some(program) => vec![program.to_owned()],
+    };
+    if !options.command.is_empty() {
+        args.extend_from_slice(&options.command);
+    } else if options.entrypoint.is_none() {
+        args.extend_from_slice(image.cmd().as_deref().unwrap_or_default());
+    }
+    if args.is_empty() {
+        return Err(SpecError::NoCommand(options.image.clone()));
+    }
+    Ok(args)
+}
+
+fn process(id: &str, options: &Options, image: &Config) -> Result<Process, SpecError> {
+    let of_image = image.working_dir().as_deref().filter(|dir| !dir.is_empty());
+    let cwd = options.workdir.as_deref().or(of_image).unwrap_or("/");
+    if !cwd.starts_with('/') {
+        return Err(SpecError::Workdir(cwd.to_owned()));
+    }
+    let of_image = image.user().as_deref().filter(|user| !user.is_empty());
+    let user = user(options.user.as_deref().or(of_image).unwrap_or("0"));
+    let capabilities = if options.privileged {
+        caps::all()
+    } else {
+        caps::of(&options.cap_add, &options.cap_drop)?
+    };
+    // Who has a name may be root; who has it in the image decides then.
+    let may_be_root = user.uid() == 0;
+
+    let mut process = Process::default();
+    process.set_terminal(Some(options.tty));
+    process.set_args(Some(command(options, image)?));
+    process.set_env(Some(env(&hostname(id, options), options, image)));
+    process.set_cwd(cwd.into());
+    process.set_user(user);
+    process.set_capabilities(Some(caps::process(capabilities, may_be_root)));
+    process.set_rlimits(Some(options.ulimit.iter().map(rlimit).collect()));
+    process.set_no_new_privileges(Some(options.security()?.no_new_privileges));
+    Ok(process)
+}
+
+fn rlimit(limit: &crate::options::Ulimit) -> PosixRlimit {
+    let mut rlimit = PosixRlimit::default();
+    rlimit.set_typ(limit.kind);
+    rlimit.set_soft(limit.soft);
+    rlimit.set_hard(limit.hard);
+    rlimit
+}
+
+/// `UID[:GID]`, or names, which stay as they are written.
+pub fn user(text: &str) -> User {
+    let mut user = User::default();
+    let (name, group) = text.split_once(':').unwrap_or((text, ""));
+    if let Ok(uid) = name.parse() {
+        user.set_uid(uid);
+    }
+    match group.parse() {
+        Ok(gid) => user.set_gid(gid),
+        Err(_) => user.set_gid(0),
+    };
+    // Also of a number, the group and further groups are in the image's files.
+    if text != "0" && text != "0:0" {
+        user.set_username(Some(text.to_owned()));
+    }
+    user
+}
+
+/// The image's variables, then the user's, each once.
+fn env(hostname: &str, options: &Options, image: &Config) -> Vec<String> {
+    let mut env = vec![format!("PATH={PATH}"), format!("HOSTNAME={hostname}")];
+    if options.tty {
+        env.push("TERM=xterm".into());
+    }
+    let of_image = image.env().as_deref().unwrap_or_default();
+    for variable in of_image.iter().chain(&options.env) {
+        let name = variable.split('=').next().unwrap_or_default();
+        let is_same = |other: &String| other.split('=').next() == Some(name);
+        match env.iter_mut().find(|other| is_same(other)) {
+            Some(other) => other.clone_from(variable),
+            None => env.push(variable.clone()),
+        }
+    }
+    env
+}
+
+fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(target.into());
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(source.to_owned()));
+    mount.set_options(Some(options.iter().map(|&o| o.to_owned()).collect()));
+    mount
+}
+
+/// The kernel's file systems, then what the user mounts, the shallow ones first: one may lie in
+/// another.
+fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
+    let hidden: &[&str] = &["nosuid", "noexec", "nodev"];
+    let with = |more: &[&'static str]| [hidden, more].concat();
+    let sys = if options.privileged { "rw" } else { "ro" };
+    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
+    let shm_size = format!("size={}", options.shm_size.unwrap_or(SHM_SIZE).0);
+    let mut shm = mount("/dev/shm", "tmpfs", Path::new("shm"), &with(&["mode=1777"]));
+    shm.options_mut().get_or_insert_default().push(shm_size);
+
+    let mut mounts = vec![
+        mount("/proc", "proc", Path::new("proc"), hidden),
+        mount("/dev", "tmpfs", Path::new("tmpfs"), &dev),
+        mount("/dev/pts", "devpts", Path::new("devpts"), &pts),
+        mount("/sys", "sysfs", Path::new("sysfs"), &with(&[sys])),
+        mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &with(&["relatime", sys])),
+        mount("/dev/mqueue", "mqueue", Path::new("mqueue"), hidden),
+        shm,
+    ];
+    let mut users: Vec<Mount> = binds.iter().map(bind).collect();
+    let memory = options.mounts().filter_map(|mount| match &mount.kind {
+        crate::options::Kind::Tmpfs(tmpfs) => Some((tmpfs, mount.read_only)),
+        _ => None,
+    });
+    users.extend(options.tmpfs.iter().map(|t| (t, false)).chain(memory).map(tmpfs));
+    users.sort_by_key(|mount| mount.destination().components().count());
+    mounts.extend(users);
+    mounts
+}
+
+fn bind(bind: &Bind) -> Mount {
+    let access = if bind.read_only { "ro" } else { "rw" };
+    mount(&bind.target, "bind", &bind.source, &["rbind", "rprivate", access])
+}
+
+fn tmpfs((tmpfs, read_only): (&Tmpfs, bool)) -> Mount {
+    let mut all = mount(&tmpfs.target, "tmpfs", Path::new("tmpfs"), &["nosuid", "nodev"]);
+    let options = all.options_mut().get_or_insert_default();
+    // As Docker: not executable unless asked for.
+    if !tmpfs.options.iter().any(|option| option == "exec") {
+        options.push("noexec".into());
+    }
+    if read_only {
+        options.push("ro".into());
+    }
+    options.extend(tmpfs.options.iter().cloned());
+    all
+}
+
+fn linux(id: &str, options: &Options) -> Result<Linux, SpecError> {
+    let mut linux = Linux::default();
+    let namespaces = [
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Cgroup,
+    ];
+    let namespace = |kind| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind);
+        namespace
+    };
+    linux.set_namespaces(Some(namespaces.map(namespace).to_vec()));
+    linux.set_cgroups_path(Some(format!("/cofferdam/{id}").into()));
+    linux.set_resources(Some(resources(options)));
+    if options.privileged {
+        linux.set_masked_paths(None);
+        linux.set_readonly_paths(None);
+    }
+    if let Some(bad) = options.sysctl.iter().find(|text| !text.contains('=')) {
+        return Err(SpecError::Sysctl(bad.clone()));
+    }
+    linux.set_sysctl(Some(pairs(&options.sysctl).into_iter().collect()));
+    Ok(linux)
+}
+
+fn resources(options: &Options) -> LinuxResources {
+    let mut resources = LinuxResources::default();
+    if let Some(limit) = options.memory {
+        let bytes = i64::try_from(limit.0).unwrap_or(i64::MAX);
+        let mut memory = LinuxMemory::default();
+        memory.set_limit(Some(bytes));
+        // Together with memory, so: no swap.
+        memory.set_swap(Some(bytes));
+        resources.set_memory(Some(memory));
+    }
+    if let Some(cpus) = options.cpus {
+        let mut cpu = LinuxCpu::default();
+        #[expect(clippy::cast_possible_truncation, reason = "a few CPUs at most")]
+        cpu.set_quota(Some((cpus * CPU_PERIOD as f64).round() as i64));
+        cpu.set_period(Some(CPU_PERIOD));
+        resources.set_cpu(Some(cpu));
+    }
+    if let Some(limit) = options.pids_limit.filter(|limit| *limit > 0) {
+        let mut pids = LinuxPids::default();
+        pids.set_limit(limit);
+        resources.set_pids(Some(pids));
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests;

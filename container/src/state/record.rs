@@ -1,0 +1,145 @@
+//! What is kept about a container.
+
+use std::path::PathBuf;
+
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::options::{Options, Port};
+
+/// What was asked for. It never changes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Its name, unlike that of all others.
+    pub name: String,
+    /// When it was made, as RFC 3339 has it.
+    pub created: String,
+    /// The options.
+    pub options: Options,
+    /// The image's digest.
+    pub image: String,
+    /// What the image says about how it is run.
+    pub image_config: ImageConfiguration,
+    /// The image's layers: EROFS files, the lowest first.
+    pub layers: Vec<PathBuf>,
+    /// What is mounted from the host, in the order of the options' mounts from outside.
+    pub shares: Vec<Share>,
+}
+
+/// A directory or file of the host that is mounted in the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// Where it is in the container.
+    pub target: String,
+    /// The container may not write.
+    pub read_only: bool,
+    /// The volume that it is, if it is one.
+    pub volume: Option<String>,
+    /// The volume is the container's own, and goes with it.
+    pub anonymous: bool,
+}
+
+/// How far a container is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It never ran.
+    #[default]
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// It ended and is about to start again.
+    Restarting,
+    /// It ended.
+    Exited,
+}
+
+impl Status {
+    /// Whether somebody must be there who runs it.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Running | Self::Paused | Self::Restarting)
+    }
+
+    /// Docker's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+        }
+    }
+}
+
+/// What changes about a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// How far it is.
+    pub status: Status,
+    /// The process that stands for the container on the host: its VM's monitor.
+    pub pid: u32,
+    /// Its shim.
+    pub shim: u32,
+    /// How its process ended, as a shell has it.
+    pub exit_code: i32,
+    /// It was killed for want of memory.
+    pub oom_killed: bool,
+    /// Why it could not be started or was lost.
+    pub error: String,
+    /// When it started last (RFC 3339).
+    pub started: Option<String>,
+    /// When it ended last.
+    pub finished: Option<String>,
+    /// How often it was started again by itself.
+    pub restarts: u32,
+    /// What its health command says: starting, healthy, unhealthy; nothing without one.
+    pub health: Option<String>,
+    /// The ports that are published, with those of the host that were chosen.
+    pub ports: Vec<Port>,
+}
+
+impl State {
+    /// Of a container whose shim was killed.
+    pub(super) fn killed(self) -> Self {
+        Self {
+            status: Status::Exited,
+            pid: 0,
+            shim: 0,
+            exit_code: 137,
+            error: "its shim was killed".into(),
+            ..self
+        }
+    }
+}
+
+/// Now, by the host's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Now;
+
+impl Now {
+    /// As RFC 3339 has it.
+    pub fn text() -> String {
+        text(OffsetDateTime::now_utc())
+    }
+}
+
+fn text(time: OffsetDateTime) -> String {
+    // All its fields are in range, by its type.
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Reads an RFC 3339 time: seconds since 1970.
+pub fn timestamp(text: &str) -> Option<i64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    Some(time.unix_timestamp())
+}
