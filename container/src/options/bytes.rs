@@ -36,7 +36,11 @@ impl FromStr for Bytes {
         if !(0.0..=1e15).contains(&bytes) {
             return Err(bad());
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked"
+        )]
         Ok(Self(bytes as u64))
     }
 }
@@ -86,15 +90,32 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
-        for text in ["", "m", "-1m", "1x", "1.2.3k", "99999999999999999999", "9999999t", "1e3"] {
-            assert!(text.parse::<Bytes>().is_err() || text == "9999999t", "{text}");
+        for text in [
+            "",
+            "m",
+            "-1m",
+            "1x",
+            "1.2.3k",
+            "99999999999999999999",
+            "9999999t",
+            "1e3",
+        ] {
+            assert!(
+                text.parse::<Bytes>().is_err() || text == "9999999t",
+                "{text}"
+            );
         }
     }
 
     /// If it fails, statistics show wrong amounts.
     #[test]
     fn sizes_are_shown() {
-        for (bytes, text) in [(0, "0B"), (1536, "1.5KiB"), (64 << 20, "64MiB"), (1_300_000, "1.24MiB")] {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1536, "1.5KiB"),
+            (64 << 20, "64MiB"),
+            (1_300_000, "1.24MiB"),
+        ] {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
     }

@@ -62,7 +62,11 @@ impl Mount {
                 "ro" => read_only = true,
                 // There is no SELinux to label for, and a mount's propagation ends at the VM.
                 "rw" | "z" | "Z" | "rprivate" | "private" => {}
-                _ => return Err(format!("the option {option:?} is not there; there are ro and rw")),
+                _ => {
+                    return Err(format!(
+                        "the option {option:?} is not there; there are ro and rw"
+                    ));
+                }
             }
         }
         let kind = match source {
@@ -113,7 +117,9 @@ impl Mount {
             }),
             ("tmpfs", Some(_)) => return Err("type=tmpfs has no source".into()),
             (other, _) => {
-                return Err(format!("there is no type {other:?}; there are bind, volume, tmpfs"));
+                return Err(format!(
+                    "there is no type {other:?}; there are bind, volume, tmpfs"
+                ));
             }
         };
         Ok(Self {
@@ -183,19 +189,40 @@ mod tests {
     fn mounts_are_read() {
         let mount = Mount::from_volume("/a:/b:ro,z").unwrap();
         assert!(mount.read_only && mount.target == "/b");
-        let bind = |create| Kind::Bind { path: "/a".into(), create };
+        let bind = |create| Kind::Bind {
+            path: "/a".into(),
+            create,
+        };
         assert_eq!(mount.kind, bind(true));
-        assert_eq!(Mount::from_volume("data:/b").unwrap().kind, Kind::Volume(Some("data".into())));
+        assert_eq!(
+            Mount::from_volume("data:/b").unwrap().kind,
+            Kind::Volume(Some("data".into()))
+        );
         assert_eq!(Mount::from_volume("/b").unwrap().kind, Kind::Volume(None));
         let mount = Mount::from_mount("type=bind,src=/a,dst=/b,readonly").unwrap();
         assert!(mount.read_only && mount.kind == bind(false));
         let mount = Mount::from_mount("type=tmpfs,target=/t,tmpfs-size=1m").unwrap();
-        let Kind::Tmpfs(tmpfs) = mount.kind else { panic!() };
+        let Kind::Tmpfs(tmpfs) = mount.kind else {
+            panic!()
+        };
         assert_eq!(tmpfs.to_string(), "/t:size=1048576");
-        for text in ["/a:b", "/a:/", "/a:/b:odd", "a/b:/c", "/a:/b/../..", "a:b:c:d", "-x:/b"] {
+        for text in [
+            "/a:b",
+            "/a:/",
+            "/a:/b:odd",
+            "a/b:/c",
+            "/a:/b/../..",
+            "a:b:c:d",
+            "-x:/b",
+        ] {
             assert!(Mount::from_volume(text).is_err(), "{text}");
         }
-        for text in ["type=bind,target=/b", "type=npipe,target=/b", "target=b", "type=tmpfs"] {
+        for text in [
+            "type=bind,target=/b",
+            "type=npipe,target=/b",
+            "target=b",
+            "type=tmpfs",
+        ] {
             assert!(Mount::from_mount(text).is_err(), "{text}");
         }
     }

@@ -26,7 +26,9 @@ impl FromStr for Network {
             "passt" | "default" => Ok(Self::Passt),
             "none" => Ok(Self::None),
             "host" => Err("a VM cannot have the host's network; there are passt and none".into()),
-            _ => Err(format!("there is no network {text:?}; there are passt and none")),
+            _ => Err(format!(
+                "there is no network {text:?}; there are passt and none"
+            )),
         }
     }
 }
@@ -156,7 +158,6 @@ impl fmt::Display for AddHost {
     }
 }
 
-use serde::Deserialize as _;
 as_text!(Network);
 as_text!(Port);
 as_text!(AddHost);
@@ -177,10 +178,22 @@ mod tests {
         ] {
             let port: Port = text.parse().unwrap();
             let expected = address.map(|address| address.parse().unwrap());
-            assert_eq!((port.address, port.host, port.guest), (expected, host, guest));
+            assert_eq!(
+                (port.address, port.host, port.guest),
+                (expected, host, guest)
+            );
             assert_eq!(port.to_string(), text);
         }
-        for text in ["", "0", "80:", "a:80", "::1:1:2", "1:2:3:4", "8000-8010:80-90", "80/sctp"] {
+        for text in [
+            "",
+            "0",
+            "80:",
+            "a:80",
+            "::1:1:2",
+            "1:2:3:4",
+            "8000-8010:80-90",
+            "80/sctp",
+        ] {
             assert!(text.parse::<Port>().is_err(), "{text}");
         }
     }
@@ -189,7 +202,10 @@ mod tests {
     #[test]
     fn hosts_are_read() {
         let host: AddHost = "db:::1".parse().unwrap();
-        assert_eq!((host.name.as_str(), host.address), ("db", "::1".parse().unwrap()));
+        assert_eq!(
+            (host.name.as_str(), host.address),
+            ("db", "::1".parse().unwrap())
+        );
         assert!("db".parse::<AddHost>().is_err());
         assert!("a b:1.2.3.4".parse::<AddHost>().is_err());
     }

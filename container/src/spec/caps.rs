@@ -128,7 +128,10 @@ mod tests {
         assert_eq!(set(&[], &[]).len(), 14);
         assert!(set(&["net_admin"], &[]).contains(&Capability::NetAdmin));
         assert!(!set(&[], &["CAP_CHOWN"]).contains(&Capability::Chown));
-        assert_eq!(set(&["CHOWN"], &["ALL"]), HashSet::from([Capability::Chown]));
+        assert_eq!(
+            set(&["CHOWN"], &["ALL"]),
+            HashSet::from([Capability::Chown])
+        );
         let most = set(&["all"], &["SYS_ADMIN"]);
         assert!(most.len() == 40 && !most.contains(&Capability::SysAdmin));
         assert!(of(&names(&["sys_magic"]), &[]).is_err());

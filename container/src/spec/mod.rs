@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{
     Linux, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources,
-    Mount, PosixRlimit, Process, Root, Spec, User,
+    Mount, PosixRlimit, PosixRlimitBuilder, Process, Root, Spec, User,
 };
 
 use crate::options::{Bytes, Options, OptionsError, Tmpfs, pairs};
@@ -39,6 +39,9 @@ pub enum SpecError {
     /// An option that cannot be.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A part of the specification that cannot be.
+    #[error("the configuration cannot be made")]
+    Oci(#[from] oci_spec::OciSpecError),
 }
 
 /// Something from outside, at a path where the runtime finds it.
@@ -140,17 +143,15 @@ fn process(id: &str, options: &Options, image: &Config) -> Result<Process, SpecE
     process.set_cwd(cwd.into());
     process.set_user(user);
     process.set_capabilities(Some(caps::process(capabilities, may_be_root)));
-    process.set_rlimits(Some(options.ulimit.iter().map(rlimit).collect()));
+    let rlimits: Result<_, _> = options.ulimit.iter().map(rlimit).collect();
+    process.set_rlimits(Some(rlimits?));
     process.set_no_new_privileges(Some(options.security()?.no_new_privileges));
     Ok(process)
 }
 
-fn rlimit(limit: &crate::options::Ulimit) -> PosixRlimit {
-    let mut rlimit = PosixRlimit::default();
-    rlimit.set_typ(limit.kind);
-    rlimit.set_soft(limit.soft);
-    rlimit.set_hard(limit.hard);
-    rlimit
+fn rlimit(limit: &crate::options::Ulimit) -> Result<PosixRlimit, SpecError> {
+    let rlimit = PosixRlimitBuilder::default().typ(limit.kind);
+    Ok(rlimit.soft(limit.soft).hard(limit.hard).build()?)
 }
 
 /// `UID[:GID]`, or names, which stay as they are written.
@@ -204,7 +205,14 @@ fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
     let hidden: &[&str] = &["nosuid", "noexec", "nodev"];
     let with = |more: &[&'static str]| [hidden, more].concat();
     let sys = if options.privileged { "rw" } else { "ro" };
-    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let pts = [
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
     let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
     let shm_size = format!("size={}", options.shm_size.unwrap_or(SHM_SIZE).0);
     let mut shm = mount("/dev/shm", "tmpfs", Path::new("shm"), &with(&["mode=1777"]));
@@ -215,7 +223,12 @@ fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
         mount("/dev", "tmpfs", Path::new("tmpfs"), &dev),
         mount("/dev/pts", "devpts", Path::new("devpts"), &pts),
         mount("/sys", "sysfs", Path::new("sysfs"), &with(&[sys])),
-        mount("/sys/fs/cgroup", "cgroup", Path::new("cgroup"), &with(&["relatime", sys])),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            Path::new("cgroup"),
+            &with(&["relatime", sys]),
+        ),
         mount("/dev/mqueue", "mqueue", Path::new("mqueue"), hidden),
         shm,
     ];
@@ -224,7 +237,14 @@ fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
         crate::options::Kind::Tmpfs(tmpfs) => Some((tmpfs, mount.read_only)),
         _ => None,
     });
-    users.extend(options.tmpfs.iter().map(|t| (t, false)).chain(memory).map(tmpfs));
+    users.extend(
+        options
+            .tmpfs
+            .iter()
+            .map(|t| (t, false))
+            .chain(memory)
+            .map(tmpfs),
+    );
     users.sort_by_key(|mount| mount.destination().components().count());
     mounts.extend(users);
     mounts
@@ -232,11 +252,21 @@ fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
 
 fn bind(bind: &Bind) -> Mount {
     let access = if bind.read_only { "ro" } else { "rw" };
-    mount(&bind.target, "bind", &bind.source, &["rbind", "rprivate", access])
+    mount(
+        &bind.target,
+        "bind",
+        &bind.source,
+        &["rbind", "rprivate", access],
+    )
 }
 
 fn tmpfs((tmpfs, read_only): (&Tmpfs, bool)) -> Mount {
-    let mut all = mount(&tmpfs.target, "tmpfs", Path::new("tmpfs"), &["nosuid", "nodev"]);
+    let mut all = mount(
+        &tmpfs.target,
+        "tmpfs",
+        Path::new("tmpfs"),
+        &["nosuid", "nodev"],
+    );
     let options = all.options_mut().get_or_insert_default();
     // As Docker: not executable unless asked for.
     if !tmpfs.options.iter().any(|option| option == "exec") {

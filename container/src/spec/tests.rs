@@ -13,7 +13,14 @@ fn image() -> ImageConfiguration {
 }
 
 fn built(options: &Options) -> Spec {
-    build("0123456789abcdef", options, &image(), Path::new("rootfs"), &[]).unwrap()
+    build(
+        "0123456789abcdef",
+        options,
+        &image(),
+        Path::new("rootfs"),
+        &[],
+    )
+    .unwrap()
 }
 
 /// If it fails, images run other programs than their makers and users meant.
@@ -52,13 +59,22 @@ fn the_process_is_as_the_image_and_the_user_say() {
     let env = process.env().as_ref().unwrap();
     assert_eq!(
         env[..],
-        ["PATH=/bin", "HOSTNAME=0123456789ab", "TERM=xterm", "LANG=de", "A=1"]
+        [
+            "PATH=/bin",
+            "HOSTNAME=0123456789ab",
+            "TERM=xterm",
+            "LANG=de",
+            "A=1"
+        ]
     );
     assert_eq!(process.cwd(), Path::new("/srv"));
     assert_eq!(process.user().username().as_deref(), Some("www"));
     assert_eq!(spec.hostname().as_deref(), Some("0123456789ab"));
     let labels = spec.annotations().as_ref().unwrap();
-    assert_eq!((labels["a"].as_str(), labels["b"].as_str()), ("image", "own"));
+    assert_eq!(
+        (labels["a"].as_str(), labels["b"].as_str()),
+        ("image", "own")
+    );
 
     options.user = Some("1000:100".into());
     let spec = built(&options);
@@ -75,8 +91,12 @@ fn the_process_is_as_the_image_and_the_user_say() {
 #[test]
 fn mounts_are_in_order() {
     let mut options = Options::default();
-    options.tmpfs.push("/data/tmp:size=1m".parse::<Tmpfs>().unwrap());
-    options.mount.push(Wanted::from_mount("type=tmpfs,dst=/x,ro").unwrap());
+    options
+        .tmpfs
+        .push("/data/tmp:size=1m".parse::<Tmpfs>().unwrap());
+    options
+        .mount
+        .push(Wanted::from_mount("type=tmpfs,dst=/x,ro").unwrap());
     let binds = [Bind {
         source: "/run/cofferdam/storage/0".into(),
         target: "/data".into(),
@@ -84,7 +104,10 @@ fn mounts_are_in_order() {
     }];
     let spec = build("i", &options, &image(), Path::new("rootfs"), &binds).unwrap();
     let mounts = spec.mounts().as_ref().unwrap();
-    let targets: Vec<_> = mounts.iter().map(|m| m.destination().to_str().unwrap()).collect();
+    let targets: Vec<_> = mounts
+        .iter()
+        .map(|m| m.destination().to_str().unwrap())
+        .collect();
     assert_eq!(targets[targets.len() - 3..], ["/data", "/x", "/data/tmp"]);
     let options = |target: &str| {
         let mount = mounts.iter().find(|m| m.destination() == Path::new(target));
@@ -115,8 +138,17 @@ fn limits_arrive() {
     assert_eq!(json["linux"]["sysctl"]["net.core.somaxconn"], "5");
     assert_eq!(json["process"]["rlimits"][0]["type"], "RLIMIT_NOFILE");
     assert!(!json["linux"]["maskedPaths"].as_array().unwrap().is_empty());
-    let open = Options { privileged: true, ..Options::default() };
+    let open = Options {
+        privileged: true,
+        ..Options::default()
+    };
     let json = serde_json::to_value(built(&open)).unwrap();
     assert!(json["linux"]["maskedPaths"].is_null());
-    assert_eq!(json["process"]["capabilities"]["effective"].as_array().unwrap().len(), 41);
+    assert_eq!(
+        json["process"]["capabilities"]["effective"]
+            .as_array()
+            .unwrap()
+            .len(),
+        41
+    );
 }

@@ -65,5 +65,9 @@ fn append(event: &Event) -> io::Result<()> {
         fs::rename(&path, path.with_extension("old"))?;
     }
     // One write: lines of several writers do not mix.
-    File::options().create(true).append(true).open(path)?.write_all(&line)
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)?
+        .write_all(&line)
 }

@@ -192,7 +192,11 @@ impl Containers {
         let (dir, new) = (self.data.join(&record.id), format!(".new-{}", record.id));
         let new = self.data.join(new);
         fs::create_dir(&new).map_err(file("cannot make the directory", &new))?;
-        let mut container = Container { record, dir: new.clone(), run };
+        let mut container = Container {
+            record,
+            dir: new.clone(),
+            run,
+        };
         let filled = fill(&container)
             .and_then(|()| Ok(save(&new.join(RECORD), &container.record)?))
             .and_then(|()| Ok(container.set_state(&State::default())?));
@@ -239,7 +243,11 @@ impl Container {
         }
         // Its end may have been written between the two looks.
         let state: State = load(&path)?;
-        Ok(if state.status.is_live() { state.killed() } else { state })
+        Ok(if state.status.is_live() {
+            state.killed()
+        } else {
+            state
+        })
     }
 
     /// Replaces its state. Only who holds the lock may.

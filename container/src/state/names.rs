@@ -4,14 +4,43 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 const FIRST: [&str; 32] = [
     "able", "brave", "bright", "brisk", "calm", "clear", "deep", "dry", "eager", "fair", "fast",
-    "firm", "fresh", "gentle", "grand", "keen", "light", "lucid", "merry", "neat", "noble", "prime",
-    "quick", "quiet", "sharp", "sound", "stable", "stout", "swift", "tidy", "warm", "wise",
+    "firm", "fresh", "gentle", "grand", "keen", "light", "lucid", "merry", "neat", "noble",
+    "prime", "quick", "quiet", "sharp", "sound", "stable", "stout", "swift", "tidy", "warm",
+    "wise",
 ];
 const SECOND: [&str; 32] = [
-    "anchor", "beacon", "bollard", "bridge", "buoy", "caisson", "canal", "channel", "compass",
-    "crane", "dam", "delta", "dock", "dredger", "ferry", "harbour", "jetty", "keel", "levee",
-    "lighthouse", "lock", "mooring", "pier", "pile", "pontoon", "quay", "reef", "river", "sluice",
-    "tide", "weir", "wharf",
+    "anchor",
+    "beacon",
+    "bollard",
+    "bridge",
+    "buoy",
+    "caisson",
+    "canal",
+    "channel",
+    "compass",
+    "crane",
+    "dam",
+    "delta",
+    "dock",
+    "dredger",
+    "ferry",
+    "harbour",
+    "jetty",
+    "keel",
+    "levee",
+    "lighthouse",
+    "lock",
+    "mooring",
+    "pier",
+    "pile",
+    "pontoon",
+    "quay",
+    "reef",
+    "river",
+    "sluice",
+    "tide",
+    "weir",
+    "wharf",
 ];
 
 /// Whether a text can be the name of a container or volume: it is safe as the name of a file, too.
@@ -23,7 +52,10 @@ pub fn is_name(text: &str) -> bool {
 
 /// A new identifier: 64 hexadecimal digits.
 pub fn new_id() -> String {
-    random::<32>().iter().map(|byte| format!("{byte:02x}")).collect()
+    random::<32>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A new name, that is not taken.
@@ -31,7 +63,11 @@ pub fn new_name(is_taken: impl Fn(&str) -> bool) -> String {
     let mut name = String::new();
     for attempt in 0_u32.. {
         let [a, b] = random::<2>();
-        name = format!("{}_{}", FIRST[usize::from(a) % 32], SECOND[usize::from(b) % 32]);
+        name = format!(
+            "{}_{}",
+            FIRST[usize::from(a) % 32],
+            SECOND[usize::from(b) % 32]
+        );
         if attempt > 8 {
             name = format!("{name}{attempt}");
         }
@@ -69,9 +105,7 @@ mod tests {
     #[test]
     fn new_names_are_free() {
         let mut asked = 0;
-        let name = new_name(|_| {
-            false
-        });
+        let name = new_name(|_| false);
         assert!(is_name(&name));
         let counting = std::cell::RefCell::new(&mut asked);
         let name = new_name(|_| {

@@ -49,7 +49,10 @@ fn containers_are_made_found_and_removed() {
     assert_eq!(all.find("abd").unwrap().record.name, "two");
     assert!(matches!(all.find("ab"), Err(StateError::Ambiguous(_))));
     for unknown in ["", "x", "../one"] {
-        assert!(matches!(all.find(unknown), Err(StateError::Unknown(_))), "{unknown}");
+        assert!(
+            matches!(all.find(unknown), Err(StateError::Unknown(_))),
+            "{unknown}"
+        );
     }
     let taken = all.create(record("ff", "one"), nothing).unwrap_err();
     assert!(taken.to_string().contains("abc1"), "{taken}");
@@ -85,13 +88,20 @@ fn the_lock_says_who_lives() {
     let container = all.create(record("aa", "one"), nothing).unwrap();
     assert_eq!(container.state().unwrap().status, Status::Created);
     let lock = container.lock().unwrap();
-    let running = State { status: Status::Running, pid: 7, ..State::default() };
+    let running = State {
+        status: Status::Running,
+        pid: 7,
+        ..State::default()
+    };
     container.set_state(&running).unwrap();
     assert_eq!(container.state().unwrap(), running);
     assert!(matches!(container.lock(), Err(StateError::Busy(_))));
     drop(lock);
     let state = container.state().unwrap();
-    assert_eq!((state.status, state.exit_code, state.pid), (Status::Exited, 137, 0));
+    assert_eq!(
+        (state.status, state.exit_code, state.pid),
+        (Status::Exited, 137, 0)
+    );
 }
 
 /// If it fails, times are shown wrong.
