@@ -5,5 +5,6 @@ pub mod cli;
 pub mod companion;
 pub mod config;
 pub mod doctor;
+pub mod guest;
 pub mod telemetry;
 pub mod vm;

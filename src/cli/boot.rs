@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{fail, guest, print};
+use super::{fail, print};
 use crate::config::{
     BalloonConfig, ConfigError, ConsoleConfig, DiskConfig, FsConfig, Grace, Hardware, HugePages,
     LogLevel, MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig,
     Switch, VmConfig, VsockConfig, parse_options,
 };
+use crate::guest;
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
 

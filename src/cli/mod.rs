@@ -2,7 +2,6 @@
 
 mod boot;
 mod doctor;
-mod guest;
 
 use std::error::Error;
 use std::ffi::OsString;

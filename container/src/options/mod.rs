@@ -149,9 +149,9 @@ pub struct Options {
     #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = FILES)]
     pub tmpfs: Vec<Tmpfs>,
 
-    /// Network: passt (needs no privilege), none
-    #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value_t, help_heading = NET)]
-    pub network: Network,
+    /// Network: passt (needs no privilege), none [default: passt, if the host has a network]
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = NET)]
+    pub network: Option<Network>,
     /// Publish a port on the host
     #[arg(
         short, long, value_name = "[[ADDRESS:]HOST:]PORT[/tcp|/udp]", help_heading = NET

@@ -9,10 +9,9 @@ use cofferdam::config::Transport;
 use super::as_text;
 
 /// What network a container has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     /// By passt: the host's own connections, without privilege.
-    #[default]
     Passt,
     /// Loopback only.
     None,

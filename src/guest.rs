@@ -1,4 +1,4 @@
-//! The default guest: what `cofferdam boot` boots when nothing is named.
+//! The default guest: what `cofferdam boot` boots when nothing is named, and what lies beside it.
 
 use std::env;
 use std::io;
@@ -43,6 +43,12 @@ pub fn complete(config: &mut VmConfig) -> Result<(), NoGuest> {
         }));
     }
     Ok(())
+}
+
+/// A file of the default guest's, by its name, if there is one.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let mut files = places().into_iter().map(|place| place.join(name));
+    files.find(|file| file.exists())
 }
 
 /// Where a default guest may lie: the variable, beside the program, the user's data, the system's.

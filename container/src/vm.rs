@@ -1,0 +1,354 @@
+//! The VM of a container: the monitor's configuration, and what the agent in it makes of its devices.
+
+use std::path::{Path, PathBuf};
+
+use cofferdam::config::{
+    BalloonConfig, Cache, ConfigError, ConsoleConfig, CpuConfig, DiskConfig, FsConfig, LogConfig,
+    LogLevel, MemorySize, NetConfig, PmemConfig, VmConfig, VsockConfig,
+};
+use cofferdam_agent_protocol::STORAGE;
+use cofferdam_agent_protocol::api;
+
+use crate::network::{self, Uplink};
+use crate::options::{Bytes, Port};
+
+/// Memory of a VM whose container has no limit. What it does not touch, and what it gives back, is the
+/// host's; so this is a bound and no reservation. More of it costs, as the guest's kernel keeps 64
+/// bytes for each page of 4 KiB.
+pub const DEFAULT_MEMORY: Bytes = Bytes(512 << 20);
+/// What a VM has beyond its container's memory: the kernel's text and data (some 20 MiB), the agent,
+/// unpacked twice for a moment (6 MiB), what the kernel takes for caches, page tables and reserves before it
+/// would let a container fill its limit.
+const OVERHEAD: u64 = 64 << 20;
+/// Of memory and of images, by the kernel's own description of each page: 64 bytes of 4096.
+const PAGE_SHARE: u64 = 64;
+/// The tag of the device that has everything which is shared with the container.
+pub const TAG: &str = "cofferdam";
+/// The name of a root file system that is a directory of the host, on that device.
+const ROOT: &str = "root";
+/// The serial number of the disk with the writable layer.
+const UPPER: &str = "upper";
+/// The initial RAM disk with the agent, beside the default guest's kernel.
+const AGENT: &str = "agent.cpio";
+/// A container's VM is alone in its monitor.
+const CID: u64 = 3;
+
+/// Why there is no VM for a container.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The agent is nowhere.
+    #[error(
+        "there is no {AGENT} beside the default guest's kernel; 'make guest' in the source tree \
+         builds it"
+    )]
+    NoAgent,
+    /// A VM that the monitor does not make.
+    #[error("the container's VM")]
+    Config(#[from] ConfigError),
+    /// A layer that is not there.
+    #[error("the layer {path} of the image is gone; pull the image again")]
+    Layer {
+        /// The layer.
+        path: PathBuf,
+        /// Why it cannot be had.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a container's root file system is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// An image's layers, the lowest first, and where writes go: a disk, or memory.
+    Layers {
+        /// EROFS images.
+        layers: Vec<PathBuf>,
+        /// An ext4 image; memory takes the writes where there is none.
+        upper: Option<PathBuf>,
+        /// It is thrown away with the container, so nobody waits for it to be on a disk.
+        is_temporary: bool,
+    },
+    /// A directory of the host.
+    Directory {
+        /// Where it is.
+        path: PathBuf,
+        /// Nobody writes to it.
+        read_only: bool,
+    },
+}
+
+/// A container's VM.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The kernel, where it is not the default guest's.
+    pub kernel: Option<PathBuf>,
+    /// CPUs that the container may use.
+    pub cpus: Option<f64>,
+    /// Memory that the container may use.
+    pub memory: Option<Bytes>,
+    /// Its root file system.
+    pub root: Root,
+    /// Directories and files of the host, and whether they are read-only.
+    pub shares: Vec<(PathBuf, bool)>,
+    /// Its network; none if it has none.
+    pub uplink: Option<Uplink>,
+    /// The ports that lead to it.
+    pub ports: Vec<Port>,
+    /// Where its sockets and logs are.
+    pub run: PathBuf,
+}
+
+impl Machine {
+    /// The monitor's configuration.
+    pub fn config(&self) -> Result<VmConfig, VmError> {
+        let mut config = VmConfig::default();
+        let agent = cofferdam::guest::find(AGENT).ok_or(VmError::NoAgent)?;
+        config.boot.kernel.clone_from(&self.kernel);
+        config.boot.initrd = Some(agent);
+        config.boot.cmdline = Some("quiet".into());
+        config.cpus = CpuConfig {
+            count: vcpus(self.cpus),
+            ..CpuConfig::default()
+        };
+        config.memory.size = self.memory()?;
+        config.console = ConsoleConfig::File(self.run.join("console.log"));
+        config.vsock = Some(VsockConfig {
+            cid: CID,
+            uds: self.run.join("vsock"),
+        });
+        config.balloon = Some(BalloonConfig::default());
+        if self.uplink.is_some() {
+            config.nets.push(NetConfig {
+                passt: true,
+                publish: network::publish(&self.ports),
+                ..NetConfig::default()
+            });
+        }
+        self.add_root(&mut config);
+        for (number, (path, ro)) in self.shares.iter().enumerate() {
+            config.fs.push(share(path, &number.to_string(), *ro));
+        }
+        config.log = LogConfig {
+            level: LogLevel::Warn,
+            file: Some(self.run.join("monitor.log")),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn add_root(&self, config: &mut VmConfig) {
+        match &self.root {
+            Root::Layers {
+                layers,
+                upper,
+                is_temporary,
+            } => {
+                let pmem = |file: &PathBuf| PmemConfig {
+                    file: file.clone(),
+                    ro: true,
+                };
+                config.pmems = layers.iter().map(pmem).collect();
+                config.disks.extend(upper.iter().map(|path| DiskConfig {
+                    path: path.clone(),
+                    id: Some(UPPER.into()),
+                    cache: if *is_temporary {
+                        Cache::Unsafe
+                    } else {
+                        Cache::Writeback
+                    },
+                    ..DiskConfig::default()
+                }));
+            }
+            Root::Directory { path, read_only } => config.fs.push(share(path, ROOT, *read_only)),
+        }
+    }
+
+    /// The VM's memory: the container's, and what its kernel needs for itself.
+    fn memory(&self) -> Result<MemorySize, VmError> {
+        let memory = self.memory.unwrap_or(DEFAULT_MEMORY).0;
+        let mut images = 0;
+        if let Root::Layers { layers, .. } = &self.root {
+            for path in layers {
+                let layer = std::fs::metadata(path).map_err(|source| VmError::Layer {
+                    path: path.clone(),
+                    source,
+                })?;
+                images += layer.len();
+            }
+        }
+        Ok(vm_memory(memory, images))
+    }
+
+    /// What the agent mounts as the root file system.
+    pub fn rootfs(&self) -> api::Rootfs {
+        let mut rootfs = api::Rootfs::new();
+        match &self.root {
+            Root::Layers { layers, upper, .. } => {
+                let mut overlay = api::Overlay::new();
+                let devices = (0..layers.len()).rev();
+                overlay.lower = devices.map(|number| format!("/dev/pmem{number}")).collect();
+                match upper {
+                    Some(_) => overlay.set_disk(format!("serial={UPPER}")),
+                    None => overlay.set_tmpfs(api::Tmpfs::new()),
+                }
+                rootfs.set_overlay(overlay);
+            }
+            Root::Directory { .. } => rootfs.set_share(agent_share(ROOT)),
+        }
+        rootfs
+    }
+
+    /// What the agent mounts for the binds of the container.
+    pub fn storages(&self) -> Vec<api::Storage> {
+        let storage = |(number, (_, read_only)): (usize, &(PathBuf, bool))| {
+            let mut storage = api::Storage::new();
+            storage.target = storage_path(number).display().to_string();
+            storage.readonly = *read_only;
+            storage.set_share(agent_share(&number.to_string()));
+            storage
+        };
+        self.shares.iter().enumerate().map(storage).collect()
+    }
+
+    /// What the agent is told of the network.
+    pub fn network(
+        &self,
+        hostname: &str,
+        hosts: String,
+        resolv_conf: String,
+    ) -> api::NetworkRequest {
+        let mut request = api::NetworkRequest::new();
+        request.hostname = hostname.to_owned();
+        request.hosts = hosts;
+        request.resolv_conf = resolv_conf;
+        if let Some(uplink) = &self.uplink {
+            let mut interface = api::Interface::new();
+            interface.name = "eth0".into();
+            interface.addresses = vec![format!("{}/{}", uplink.address, uplink.prefix)];
+            request.interfaces.push(interface);
+            let mut route = api::Route::new();
+            route.gateway = uplink.gateway.to_string();
+            route.device = "eth0".into();
+            request.routes.push(route);
+        }
+        request
+    }
+}
+
+/// Where in the guest the share of that number is mounted.
+pub fn storage_path(number: usize) -> PathBuf {
+    Path::new(STORAGE).join(number.to_string())
+}
+
+fn share(path: &Path, name: &str, ro: bool) -> FsConfig {
+    FsConfig {
+        tag: TAG.into(),
+        path: Some(path.to_owned()),
+        name: Some(name.into()),
+        ro,
+        ..FsConfig::default()
+    }
+}
+
+fn agent_share(name: &str) -> api::Share {
+    let mut share = api::Share::new();
+    share.tag = TAG.into();
+    share.path = name.into();
+    share
+}
+
+/// As many as it takes to use that much.
+fn vcpus(cpus: Option<f64>) -> u8 {
+    let cpus = cpus.unwrap_or(1.0).ceil();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped"
+    )]
+    let count = cpus.clamp(1.0, f64::from(cofferdam::config::MAX_CPUS)) as u8;
+    count
+}
+
+fn vm_memory(container: u64, images: u64) -> MemorySize {
+    let mapped = container.saturating_add(images) / PAGE_SHARE;
+    let all = container.saturating_add(mapped).saturating_add(OVERHEAD);
+    // Whole huge pages.
+    let mib = (all >> 20).next_multiple_of(2);
+    MemorySize::from_mib(u32::try_from(mib).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(root: Root) -> Machine {
+        Machine {
+            kernel: None,
+            cpus: Some(1.5),
+            memory: Some(Bytes(128 << 20)),
+            root,
+            shares: vec![("/srv".into(), true), ("/data".into(), false)],
+            uplink: None,
+            ports: Vec::new(),
+            run: "/run/c".into(),
+        }
+    }
+
+    /// If it fails, a container cannot use what it was given, or its VM is larger than it says.
+    #[test]
+    fn the_vm_is_the_limit_and_the_overhead() {
+        assert_eq!(vm_memory(128 << 20, 0), MemorySize::from_mib(128 + 64 + 2));
+        assert_eq!(
+            vm_memory(1 << 30, 640 << 20),
+            MemorySize::from_mib(1024 + 64 + 26)
+        );
+        assert_eq!(vcpus(None), 1);
+        assert_eq!(vcpus(Some(0.2)), 1);
+        assert_eq!(vcpus(Some(1.01)), 2);
+        assert_eq!(vcpus(Some(1e9)), cofferdam::config::MAX_CPUS);
+    }
+
+    /// If it fails, the layers are stacked in the wrong order, or on the wrong devices.
+    #[test]
+    fn layers_are_stacked() {
+        let layers = ["base", "middle", "top"].map(PathBuf::from).to_vec();
+        let machine = machine(Root::Layers {
+            layers,
+            upper: Some("/c/upper.img".into()),
+            is_temporary: true,
+        });
+        let mut config = VmConfig::default();
+        machine.add_root(&mut config);
+        let files: Vec<_> = config
+            .pmems
+            .iter()
+            .map(|p| p.file.to_str().unwrap())
+            .collect();
+        assert_eq!(files, ["base", "middle", "top"]);
+        assert!(config.pmems.iter().all(|pmem| pmem.ro));
+        let rootfs = machine.rootfs();
+        assert_eq!(
+            rootfs.overlay().lower,
+            ["/dev/pmem2", "/dev/pmem1", "/dev/pmem0"]
+        );
+        assert_eq!(rootfs.overlay().disk(), "serial=upper");
+        assert_eq!(config.disks[0].cache, Cache::Unsafe);
+    }
+
+    /// If it fails, the agent mounts another directory than was shared, or writable.
+    #[test]
+    fn shares_have_numbers() {
+        let machine = machine(Root::Directory {
+            path: "/bundle/rootfs".into(),
+            read_only: false,
+        });
+        let storages = machine.storages();
+        assert_eq!(storages[1].target, "/run/cofferdam/storage/1");
+        assert_eq!((storages[0].readonly, storages[1].readonly), (true, false));
+        assert_eq!(storages[1].share().path, "1");
+        assert_eq!(machine.rootfs().share().path, ROOT);
+        let mut config = VmConfig::default();
+        machine.add_root(&mut config);
+        assert_eq!(config.fs[0].name.as_deref(), Some(ROOT));
+    }
+}
