@@ -89,13 +89,7 @@ impl Buffers {
     fn push_unknown(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
         let outside = || QueueError::Buffer { addr: addr.0, len };
         let count = usize::try_from(len).map_err(|_| outside())?;
-        if let Some(region) = self.mem.find_region(addr) {
-            self.region = Some(Region {
-                start: region.start_addr(),
-                len: region.len(),
-                host: region.as_ptr(),
-            });
-        }
+        self.learn(addr);
         let slices = self.mem.get_slices(addr, count);
         let pieces: Result<Vec<_>, _> = slices
             .map(|slice| {
@@ -109,6 +103,27 @@ impl Buffers {
         pieces
             .into_iter()
             .try_for_each(|piece| self.push_piece(piece))
+    }
+
+    /// Where `len` bytes at `addr` are in the host, if all of them are in one region, which stays mapped
+    /// as long as `self` lives.
+    pub(super) fn find(&mut self, addr: GuestAddress, len: u32) -> Option<*mut u8> {
+        let find = |region: Option<Region>| region.and_then(|region| region.find(addr, len));
+        find(self.region).or_else(|| {
+            self.learn(addr);
+            find(self.region)
+        })
+    }
+
+    /// Looks up the region of `addr`, if there is one.
+    fn learn(&mut self, addr: GuestAddress) {
+        if let Some(region) = self.mem.find_region(addr) {
+            self.region = Some(Region {
+                start: region.start_addr(),
+                len: region.len(),
+                host: region.as_ptr(),
+            });
+        }
     }
 
     /// Adds a piece of guest memory.
@@ -330,9 +345,18 @@ impl Buffers {
         self.vectored(|pieces, count| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
     }
 
-    /// One `sendmsg` to a stream socket, which neither waits nor raises SIGPIPE. Returns how many
-    /// bytes went, and consumes that.
+    /// One `send` or `sendmsg` to a stream socket, which neither waits nor raises SIGPIPE. Returns how
+    /// many bytes went, and consumes that.
     pub fn send_to(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if let [piece] = self.iovecs() {
+            // SAFETY: as in `write_all_at`. The kernel has less to look at than with a message.
+            let sent =
+                unsafe { libc::send(socket.as_raw_fd(), piece.iov_base, piece.iov_len, flags) };
+            let done = io_result(sent)?;
+            self.advance(done);
+            return Ok(done);
+        }
         self.vectored(|pieces, count| {
             let message = libc::msghdr {
                 msg_name: std::ptr::null_mut(),
@@ -343,7 +367,6 @@ impl Buffers {
                 msg_controllen: 0,
                 msg_flags: 0,
             };
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             // SAFETY: as in `write_all_at`; the kernel does not write to the message either.
             unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::ring::{DESCRIPTOR_SIZE, RawDescriptor};
 use super::{Buffers, QueueError};
@@ -121,7 +121,7 @@ impl Chain {
                 if is_indirect || is(VRING_DESC_F_NEXT) {
                     return Err(QueueError::IndirectPlace);
                 }
-                table = indirect_table(mem, &descriptor)?;
+                table = self.indirect_table(&descriptor)?;
                 (is_indirect, index) = (true, 0);
                 continue;
             }
@@ -142,25 +142,24 @@ impl Chain {
         }
         Err(QueueError::ChainTooLong { limit })
     }
-}
 
-/// The table that an indirect descriptor names. Its entries are checked as they are read.
-fn indirect_table<'a>(
-    mem: &'a GuestMemory,
-    descriptor: &Descriptor,
-) -> Result<Table<'a>, QueueError> {
-    let &Descriptor { addr, len, .. } = descriptor;
-    let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-    let size = match u16::try_from(bytes / DESCRIPTOR_SIZE) {
-        Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => size,
-        _ => return Err(QueueError::IndirectLength { len }),
-    };
-    let mapped = mem.get_slice(addr, bytes).ok();
-    let first = mapped.map(|slice| slice.ptr_guard_mut().as_ptr().cast::<RawDescriptor>());
-    Ok(match first.filter(|first| first.is_aligned()) {
-        // SAFETY: `size` descriptors are all of the slice, which lies in a region that `mem` keeps
-        // mapped for 'a. The guest's own accesses are not Rust's, ours are atomic.
-        Some(first) => Table::Mapped(unsafe { slice::from_raw_parts(first, size.into()) }),
-        None => Table::Scattered(addr, size),
-    })
+    /// The table that an indirect descriptor names. Its entries are checked as they are read. Not to be
+    /// used after `self`.
+    fn indirect_table<'a>(&mut self, descriptor: &Descriptor) -> Result<Table<'a>, QueueError> {
+        let &Descriptor { addr, len, .. } = descriptor;
+        let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+        let size = match u16::try_from(bytes / DESCRIPTOR_SIZE) {
+            Ok(size) if size > 0 && bytes.is_multiple_of(DESCRIPTOR_SIZE) => size,
+            _ => return Err(QueueError::IndirectLength { len }),
+        };
+        let host = self.readable.find(addr, len);
+        let first = host.map(|host| host.cast::<RawDescriptor>());
+        Ok(match first.filter(|first| first.is_aligned()) {
+            // SAFETY: `size` descriptors are all of the `len` bytes, which stay mapped as long as
+            // `self` lives, and nobody keeps the table that long. The guest's own accesses are not
+            // Rust's, ours are atomic.
+            Some(first) => Table::Mapped(unsafe { slice::from_raw_parts(first, size.into()) }),
+            None => Table::Scattered(addr, size),
+        })
+    }
 }

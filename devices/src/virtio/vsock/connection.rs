@@ -230,10 +230,20 @@ impl Connection {
         if self.backlog.is_empty() {
             self.write(data);
         }
+        if !data.is_empty() {
+            self.keep(data);
+        }
+        Verdict::Keep
+    }
+
+    /// What the socket does not take now is held. Apart from the rest, for clearing the buffer would cost
+    /// more than all of that.
+    #[cold]
+    fn keep(&mut self, data: &mut Buffers) {
         let mut bytes = [0; 4096];
         loop {
             match data.read(&mut bytes) {
-                0 => return Verdict::Keep,
+                0 => return,
                 count => self.backlog.extend(bytes.get(..count).unwrap_or_default()),
             }
         }
