@@ -40,16 +40,13 @@ impl Look {
     /// Looks until there is a chain in `queue`, whose kicks should be off, or time is up.
     pub(super) fn wait(&mut self, queue: &VirtQueue) {
         let start = Instant::now();
-        let is_there = loop {
+        // The guest may have answered already, on a CPU of its own or while it had ours.
+        let mut is_there = queue.has_chain();
+        while !is_there && start.elapsed() <= TIME {
             // With a single CPU it is the guest that goes on here.
             thread::yield_now();
-            if queue.has_chain() {
-                break true;
-            }
-            if start.elapsed() > TIME {
-                break false;
-            }
-        };
+            is_there = queue.has_chain();
+        }
         self.learn(is_there && start.elapsed() <= LATE);
     }
 
