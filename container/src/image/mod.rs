@@ -1,0 +1,12 @@
+//! Images: what containers start from.
+
+pub mod busybox;
+pub mod digest;
+pub mod erofs;
+pub mod layer;
+pub mod reference;
+pub mod store;
+#[cfg(test)]
+mod testing;
+
+pub use store::{Image, Store};
