@@ -1,6 +1,7 @@
 //! Commands about images, with Docker's names, options and output.
 
 mod list;
+mod transfer;
 
 use std::error::Error;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -16,6 +17,12 @@ use crate::image::store::Removed;
 pub(super) enum Command {
     /// List images
     Images(list::Images),
+    /// Load images from an archive: docker save's, or an OCI layout
+    Load(transfer::Load),
+    /// Write images to an archive that Docker, Podman and OCI tools load
+    Save(transfer::Save),
+    /// Make an image of a tar of files
+    Import(transfer::Import),
     /// Remove images
     Rmi(Remove),
     /// Give an image another name
@@ -35,6 +42,12 @@ pub(super) enum Group {
     /// List images
     #[command(visible_alias = "list")]
     Ls(list::Images),
+    /// Load images from an archive: docker save's, or an OCI layout
+    Load(transfer::Load),
+    /// Write images to an archive that Docker, Podman and OCI tools load
+    Save(transfer::Save),
+    /// Make an image of a tar of files
+    Import(transfer::Import),
     /// Remove images
     #[command(visible_alias = "remove")]
     Rm(Remove),
@@ -84,6 +97,11 @@ type Outcome = Result<(), Box<dyn Error>>;
 pub(super) fn run(command: Command) -> ExitCode {
     let done = match command {
         Command::Images(images) | Command::Image(Group::Ls(images)) => list::images(&images),
+        Command::Load(load) | Command::Image(Group::Load(load)) => transfer::load(&load),
+        Command::Save(save) | Command::Image(Group::Save(save)) => transfer::save(&save),
+        Command::Import(import) | Command::Image(Group::Import(import)) => {
+            transfer::import(&import)
+        }
         Command::Rmi(remove) | Command::Image(Group::Rm(remove)) => self::remove(&remove),
         Command::Tag(names) | Command::Image(Group::Tag(names)) => tag(&names),
         Command::History(history) | Command::Image(Group::History(history)) => {

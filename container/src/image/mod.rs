@@ -1,6 +1,8 @@
 //! Images: what containers start from.
 
+pub mod archive;
 pub mod busybox;
+pub mod change;
 pub mod digest;
 pub mod erofs;
 pub mod layer;

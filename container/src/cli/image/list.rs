@@ -1,5 +1,6 @@
 //! What there is: lists for people, JSON for programs.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
@@ -184,7 +185,7 @@ fn describe(store: &Store, record: &Record) -> Result<Value, Box<dyn std::error:
             .collect::<Vec<_>>(),
         "RepoDigests": references()
             .map(|name| format!("{}@{digest}", name.familiar_repository()))
-            .collect::<Vec<_>>(),
+            .collect::<BTreeSet<_>>(),
         "Created": config["created"],
         "Author": config["author"],
         "Architecture": config["architecture"],

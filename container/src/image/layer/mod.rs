@@ -1,7 +1,7 @@
 //! Layers: tar archives, compressed or not, that say what they add to the layers below and hide of
 //! them (OCI image specification, "Image Layer Filesystem Changeset").
 
-mod tar;
+pub mod tar;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -19,9 +19,6 @@ use super::erofs::{self, Writer};
 pub const WHITEOUT: &[u8] = b".wh.";
 /// In a directory: hides what lower layers have in it.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
-
-const GZIP: &[u8] = &[0x1f, 0x8b];
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// Why a layer cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -57,20 +54,38 @@ pub enum Error {
     Image(#[from] erofs::Error),
 }
 
-/// The tar inside of a layer: what compresses it is told by its first bytes.
+/// What compresses a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Nothing.
+    None,
+    /// gzip, in any number of members.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// What compresses a layer that begins with these bytes. Media types are not asked: `docker save` has
+/// none, and builders were wrong about them.
+pub fn compression(magic: &[u8]) -> Compression {
+    match magic {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+/// The tar inside of a layer.
 pub fn decompress<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut stream = BufReader::with_capacity(128 << 10, stream);
     let mut magic = Vec::new();
     stream.by_ref().take(4).read_to_end(&mut magic)?;
-    let zipped = magic.starts_with(GZIP);
-    let zstd = magic == ZSTD;
+    let compression = compression(&magic);
     let stream = io::Cursor::new(magic).chain(stream);
-    Ok(if zipped {
-        Box::new(MultiGzDecoder::new(stream))
-    } else if zstd {
-        Box::new(zstd::Decoder::new(stream)?)
-    } else {
-        Box::new(stream)
+    Ok(match compression {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(stream)),
+        Compression::Zstd => Box::new(zstd::Decoder::new(stream)?),
+        Compression::None => Box::new(stream),
     })
 }
 

@@ -118,6 +118,17 @@ impl Store {
         name: Option<&Reference>,
     ) -> Result<Descriptor, Error> {
         let config = self.add_bytes(oci::CONFIG, config.to_string().as_bytes())?;
+        let manifest = self.add_manifest(config, layers)?;
+        self.name(&manifest, name)?;
+        Ok(manifest)
+    }
+
+    /// Adds the manifest of an image whose content is there.
+    pub fn add_manifest(
+        &self,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    ) -> Result<Descriptor, Error> {
         let manifest = Manifest {
             schema_version: 2,
             media_type: oci::MANIFEST.to_owned(),
@@ -127,9 +138,7 @@ impl Store {
         let path = self.root.join("blobs");
         let manifest = serde_json::to_vec(&manifest)
             .map_err(|error| Error::io("cannot write a manifest to", &path, error.into()))?;
-        let manifest = self.add_bytes(oci::MANIFEST, &manifest)?;
-        self.name(&manifest, name)?;
-        Ok(manifest)
+        self.add_bytes(oci::MANIFEST, &manifest)
     }
 
     /// Reads a JSON document; whatever was added under its digest had it.

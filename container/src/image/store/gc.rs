@@ -115,7 +115,7 @@ impl Store {
 
     /// Removes content that no image needs, with `temporary` also what is in `tmp/`; if anybody is adding
     /// content, nothing: the next time does it. Gives the bytes that are free now.
-    fn sweep(&self, temporary: bool) -> Result<u64, Error> {
+    pub fn sweep(&self, temporary: bool) -> Result<u64, Error> {
         let lock = self.lock("lock", FlockOperation::NonBlockingLockExclusive);
         let Ok(_lock) = lock else { return Ok(0) };
         let needed = self.needed()?;
