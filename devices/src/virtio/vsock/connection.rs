@@ -77,6 +77,8 @@ pub(super) struct Connection {
     /// What we have to say in SHUTDOWN for the host, and what of that we said.
     host_closed: u32,
     told: u32,
+    /// Directions in which the socket is shut down: once, for each time the event loop says so again.
+    shut: u32,
     /// Chains to be filled by the next read: more while reads fill them all.
     appetite: usize,
     /// Whether the guest has let go of it, and only the backlog is left to be written.
@@ -123,6 +125,7 @@ impl Connection {
             guest_closed: 0,
             host_closed: 0,
             told: 0,
+            shut: 0,
             appetite: 1,
             is_parted: false,
             watches_room: false,
@@ -201,11 +204,11 @@ impl Connection {
     fn guest_closes(&mut self, flags: u32) -> Verdict {
         self.guest_closed |= flags & SHUTDOWN_BOTH;
         if self.guest_closed & SHUTDOWN_RECEIVE != 0 {
-            self.shut(Shutdown::Read);
+            self.shut(SHUTDOWN_RECEIVE);
             self.notice_end();
         }
         if self.guest_closed & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
-            self.shut(Shutdown::Write);
+            self.shut(SHUTDOWN_SEND);
         }
         match self.guest_closed {
             SHUTDOWN_BOTH => Verdict::Part,
@@ -214,10 +217,15 @@ impl Connection {
     }
 
     /// The host's program is told. If it is gone there is nobody to tell.
-    fn shut(&self, how: Shutdown) {
-        if let Some(socket) = self.socket() {
+    fn shut(&mut self, direction: u32) {
+        let how = match direction {
+            SHUTDOWN_SEND => Shutdown::Write,
+            _ => Shutdown::Read,
+        };
+        if let Some(socket) = self.socket().filter(|_| self.shut & direction == 0) {
             let _ = rustix::net::shutdown(socket, how);
         }
+        self.shut |= direction;
     }
 
     /// Data goes straight from guest memory into the socket, as far as that has room.
@@ -285,7 +293,7 @@ impl Connection {
         // Gives the memory back: most connections never need it.
         self.backlog = VecDeque::new();
         if self.guest_closed & SHUTDOWN_SEND != 0 {
-            self.shut(Shutdown::Write);
+            self.shut(SHUTDOWN_SEND);
         }
     }
 

@@ -480,6 +480,24 @@ fn each_direction_is_closed_on_its_own() {
     assert_eq!(guest.connections(), 0);
 }
 
+/// If it fails, a connection that both have closed keeps a CPU busy until the guest reads what is left
+/// (found by fuzzing).
+#[test]
+fn what_is_closed_and_not_read_makes_no_noise() {
+    let mut guest = Guest::ready();
+    let (ports, mut stream) = guest.connected(1);
+    guest.receipt.alloc = 0;
+    guest.send(ports, Op::CreditUpdate);
+    stream.write_all(b"too much").unwrap();
+    guest.expect(Op::CreditRequest);
+    guest.shut_down(ports, SHUTDOWN_SEND);
+    drop(stream);
+    guest.driver.run();
+    guest.receipt.alloc = GUEST_ALLOC;
+    guest.send(ports, Op::CreditUpdate);
+    assert_eq!(guest.receive().unwrap().1, b"too much");
+}
+
 /// If it fails, what the guest sent before it closed is lost to a program that reads slowly, or a
 /// closed connection keeps its ports.
 #[test]
