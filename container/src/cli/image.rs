@@ -1,6 +1,7 @@
 //! Commands about images, with Docker's names, options and output.
 
 mod list;
+mod remote;
 mod transfer;
 
 use std::error::Error;
@@ -15,6 +16,10 @@ use crate::image::store::Removed;
 /// What there is to do with images.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Get images from a registry
+    Pull(remote::Pull),
+    /// Send an image to a registry
+    Push(remote::Push),
     /// List images
     Images(list::Images),
     /// Load images from an archive: docker save's, or an OCI layout
@@ -42,6 +47,10 @@ pub(super) enum Group {
     /// List images
     #[command(visible_alias = "list")]
     Ls(list::Images),
+    /// Get images from a registry
+    Pull(remote::Pull),
+    /// Send an image to a registry
+    Push(remote::Push),
     /// Load images from an archive: docker save's, or an OCI layout
     Load(transfer::Load),
     /// Write images to an archive that Docker, Podman and OCI tools load
@@ -97,6 +106,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 pub(super) fn run(command: Command) -> ExitCode {
     let done = match command {
         Command::Images(images) | Command::Image(Group::Ls(images)) => list::images(&images),
+        Command::Pull(pull) | Command::Image(Group::Pull(pull)) => remote::pull(&pull),
+        Command::Push(push) | Command::Image(Group::Push(push)) => remote::push(&push),
         Command::Load(load) | Command::Image(Group::Load(load)) => transfer::load(&load),
         Command::Save(save) | Command::Image(Group::Save(save)) => transfer::save(&save),
         Command::Import(import) | Command::Image(Group::Import(import)) => {

@@ -52,8 +52,10 @@ pub enum Error {
     Nested,
     #[error("{0} is neither a manifest nor an index")]
     NoManifest(Digest),
-    #[error("cannot read the files to import")]
+    #[error("cannot read the layer")]
     Layer(#[source] io::Error),
+    #[error(transparent)]
+    Change(#[from] super::change::Error),
 }
 
 /// An image that was loaded.
@@ -306,7 +308,11 @@ fn names(entry: &Descriptor) -> Vec<Reference> {
 }
 
 /// Makes the layers, so that only what can be used gets a name.
-fn finish(store: &Store, manifest: Descriptor, names: Vec<Reference>) -> Result<Loaded, Error> {
+pub(super) fn finish(
+    store: &Store,
+    manifest: Descriptor,
+    names: Vec<Reference>,
+) -> Result<Loaded, Error> {
     let mut manifest = manifest;
     manifest.annotations.clear();
     let record = Record {

@@ -78,7 +78,8 @@ impl Data {
 /// An image being written.
 #[derive(Debug)]
 pub struct Writer {
-    file: File,
+    /// Nothing: only names and attributes are wanted.
+    file: Option<File>,
     /// Blocks in use.
     blocks: u64,
     inline: u64,
@@ -89,7 +90,17 @@ impl Writer {
     /// An image in `file`, which is empty.
     pub fn new(file: File) -> Self {
         Self {
-            file,
+            file: Some(file),
+            blocks: 1,
+            inline: 0,
+            buffer: vec![0; 32 * BLOCK],
+        }
+    }
+
+    /// No image: content is read and forgotten.
+    pub fn discarding() -> Self {
+        Self {
+            file: None,
             blocks: 1,
             inline: 0,
             buffer: vec![0; 32 * BLOCK],
@@ -133,25 +144,36 @@ impl Writer {
     pub fn discard(&mut self, data: &Data) -> Result<(), Error> {
         match data {
             Data::Inline(bytes) => self.inline -= bytes.len() as u64,
-            Data::Blocks { start, size } => rustix::fs::fallocate(
-                &self.file,
-                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                u64::from(*start) * BLOCK_LEN,
-                size.next_multiple_of(BLOCK_LEN),
-            )
-            .map_err(|error| Error::Write(error.into()))?,
+            Data::Blocks { start, size } => {
+                if let Some(file) = &self.file {
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    let (start, size) = (u64::from(*start), size.next_multiple_of(BLOCK_LEN));
+                    rustix::fs::fallocate(file, flags, start * BLOCK_LEN, size)
+                        .map_err(|error| Error::Write(error.into()))?;
+                }
+            }
         }
         Ok(())
     }
 
+    /// Makes the file as long as its content, which may end in a hole.
+    pub fn extend(&self) -> io::Result<()> {
+        match &self.file {
+            Some(file) => file.set_len(self.blocks * BLOCK_LEN),
+            None => Ok(()),
+        }
+    }
+
     /// Completes the image with the tree's names and attributes. `id` tells it from others.
-    pub fn finish(mut self, tree: &Tree, id: [u8; 16]) -> Result<File, Error> {
+    pub fn finish(mut self, tree: &Tree, id: [u8; 16]) -> Result<(), Error> {
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
         let layout = layout::Layout::new(tree)?;
         let directories = self.reserve(layout.directory_blocks())?;
         let inodes = self.reserve(layout.inode_blocks())?;
         let write = |bytes: &[u8], block: u32| {
-            self.file
-                .write_all_at(bytes, u64::from(block) * BLOCK_LEN)
+            file.write_all_at(bytes, u64::from(block) * BLOCK_LEN)
                 .map_err(Error::Write)
         };
         let (directory_bytes, inode_bytes) = layout.encode(tree, directories);
@@ -165,14 +187,14 @@ impl Writer {
             id,
         };
         write(&superblock.encode(), 0)?;
-        self.file
-            .set_len(self.blocks * BLOCK_LEN)
-            .map_err(Error::Write)?;
-        Ok(self.file)
+        file.set_len(self.blocks * BLOCK_LEN).map_err(Error::Write)
     }
 
     /// Writes the buffer's first `length` bytes, but no blocks of zeros.
     fn write(&self, length: usize, offset: u64) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
         let mut at = 0;
         while at < length {
             let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
@@ -180,8 +202,7 @@ impl Writer {
             while end < length && !is_zero(&self.buffer[end..length.min(end + BLOCK)]) {
                 end = length.min(end + BLOCK);
             }
-            self.file
-                .write_all_at(&self.buffer[at..end], offset + at as u64)?;
+            file.write_all_at(&self.buffer[at..end], offset + at as u64)?;
             at = end + BLOCK;
         }
         Ok(())

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::FlockOperation;
 use serde::de::DeserializeOwned;
 
 use super::oci::{self, Descriptor, Manifest};
@@ -211,5 +213,83 @@ impl Store {
             .write_all(bytes)
             .map_err(|e| Error::io("cannot write", path, e))?;
         self.place(temporary, path)
+    }
+}
+
+/// Content that comes in parts, perhaps over several processes' lives.
+#[derive(Debug)]
+pub struct Partial {
+    /// Locked: one process at a time.
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Partial {
+    /// Bytes that are there.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Adds to the end.
+    pub fn append(&mut self, part: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(part, self.length)?;
+        self.length += part.len() as u64;
+        Ok(())
+    }
+
+    /// Forgets all of it.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.length = 0;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// What there is of some content that is not complete; nothing while another process is at it. A
+    /// session must be held.
+    pub fn partial(&self, digest: Digest) -> Result<Option<Partial>, Error> {
+        let name = format!("tmp/{}.partial", digest.hex());
+        let path = self.root.join(&name);
+        let file = match self.lock(&name, FlockOperation::NonBlockingLockExclusive) {
+            Ok(file) => file,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        // It may have been completed between the opening and the lock; then it lies elsewhere.
+        let here = fs::metadata(&path)
+            .ok()
+            .map(|there| (there.dev(), there.ino()));
+        let opened = file
+            .metadata()
+            .map_err(|e| Error::io("cannot read", &path, e))?;
+        if here != Some((opened.dev(), opened.ino())) {
+            return Ok(None);
+        }
+        Ok(Some(Partial {
+            file,
+            path,
+            length: opened.len(),
+        }))
+    }
+
+    /// Content is complete. If it is not what its digest says, all of it is forgotten.
+    pub fn finish_partial(&self, partial: Partial, expected: Digest) -> Result<(), Error> {
+        let failed = |error| Error::io("cannot read", &partial.path, error);
+        let mut digesting = Digesting::new(io::sink());
+        let mut reader = File::open(&partial.path).map_err(failed)?;
+        io::copy(&mut reader, &mut digesting).map_err(failed)?;
+        let (found, _) = digesting.finish();
+        let temporary = Temporary {
+            file: partial.file,
+            path: partial.path,
+        };
+        match found == expected {
+            true => self.place(temporary, &self.blob(expected)),
+            false => Err(Error::Mismatch { expected, found }),
+        }
     }
 }

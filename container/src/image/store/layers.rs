@@ -1,16 +1,18 @@
 //! Layers as VMs use them: one EROFS image each, made once.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
 use super::oci::{Descriptor, Manifest};
-use super::{Error, MAX_LAYERS, Store};
+use super::{Error, Image, MAX_LAYERS, Record, Store};
 use crate::image::digest::Digest;
 use crate::image::erofs::Writer;
 use crate::image::layer::tree::Tree;
 use crate::image::layer::{self, apply};
+use crate::image::unpack;
 
 /// The diff id of a tar without entries, as Docker writes it. Images have many of them.
 const EMPTY: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
@@ -141,6 +143,36 @@ impl Store {
         Ok(path)
     }
 
+    /// Writes all files of an image to an empty directory, for a container that is only a process. Who
+    /// is not root becomes the owner of all of it, and devices are left out.
+    pub fn unpack(&self, image: &Image, directory: &Path) -> Result<(), Error> {
+        let _session = self.begin()?;
+        let temporary = self.temporary()?;
+        let mut content = self.writer(&temporary.file)?;
+        let tree = self.merge(image.digest, &mut content)?;
+        // Holes at the end have not been written.
+        let failed = |error| Error::io("cannot unpack to", directory, error);
+        content.extend().map_err(failed)?;
+        unpack::write(&tree, &temporary.file, directory).map_err(failed)
+    }
+
+    /// The names and attributes of an image's files, without content.
+    pub fn names(&self, record: &Record) -> Result<Tree, Error> {
+        self.merge(record.descriptor.digest, &mut Writer::discarding())
+    }
+
+    fn merge(&self, manifest: Digest, image: &mut Writer) -> Result<Tree, Error> {
+        let manifest: Manifest = self.document("manifest", manifest)?;
+        let digest = manifest.config.digest;
+        let config: ImageConfiguration = self.document("configuration", digest)?;
+        let mut tree = Tree::new(true);
+        for layer in layers(&manifest.layers, config.rootfs().diff_ids())? {
+            self.apply(&layer, &mut tree, image)?;
+            tree.next_layer();
+        }
+        Ok(tree)
+    }
+
     fn writer(&self, file: &File) -> Result<Writer, Error> {
         let file = file.try_clone();
         Ok(Writer::new(
@@ -169,7 +201,7 @@ impl Store {
     }
 }
 
-fn finish(image: Writer, tree: &Tree, id: Digest) -> Result<File, Error> {
+fn finish(image: Writer, tree: &Tree, id: Digest) -> Result<(), Error> {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&id.bytes()[..16]);
     image.finish(tree, uuid).map_err(|source| Error::Layer {

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
-pub use self::blobs::{Blob, MAX_DOCUMENT};
+pub use self::blobs::{Blob, MAX_DOCUMENT, Partial};
 pub use self::gc::Removed;
 use self::oci::{Descriptor, Manifest};
 use super::digest::Digest;
@@ -258,7 +258,12 @@ impl Store {
         let path = self.root.join(name);
         let failed = |error| Error::io("cannot lock", &path, error);
         let mut options = File::options();
-        let file = options.create(true).truncate(false).write(true).open(&path);
+        let file = options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path);
         let file = file.map_err(failed)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation))
             .map_err(|error| failed(error.into()))?;

@@ -1,0 +1,292 @@
+//! From a registry into the store.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::ProgressBar;
+use oci_client::client::BlobResponse;
+use oci_client::errors::OciDistributionError;
+use oci_client::{Reference as Remote, RegistryOperation};
+use serde_json::Value;
+
+use super::{Connection, Error, Options, connect, remote_error, runtime};
+use crate::image::digest::Digest;
+use crate::image::reference::Reference;
+use crate::image::store::oci::{self, Descriptor, Index, Manifest};
+use crate::image::store::{self, Image, Partial, Record, Store};
+
+/// As Docker.
+const CONCURRENT: usize = 3;
+/// A connection that breaks so often without a byte in between is down.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+const WAIT: Duration = Duration::from_millis(100);
+
+const MANIFESTS: [&str; 4] = [
+    oci::MANIFEST,
+    oci::INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// What was pulled.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The image, ready for use.
+    pub image: Image,
+    /// Of what the registry has by that name: a manifest or an index.
+    pub digest: Digest,
+    /// Whether anything had to be fetched or named.
+    pub new: bool,
+}
+
+/// Gets an image, and gives it its name in the store.
+pub fn pull(store: &Store, name: &Reference, options: &Options) -> Result<Pulled, Error> {
+    let session = store.begin()?;
+    let (descriptor, digest) = runtime()?.block_on(fetch(store, name, options))?;
+    let record = Record {
+        manifest: store.document("manifest", descriptor.digest)?,
+        descriptor,
+        names: Vec::new(),
+    };
+    let image = store.image(&record)?;
+    let mut local = name.clone();
+    if local.digest.is_some() {
+        // The tag may be another image's by now.
+        local.tag = None;
+    }
+    let known = store.find(&local.to_string());
+    let new = !known.is_ok_and(|known| known.descriptor.digest == image.digest);
+    store.name(&record.descriptor, Some(&local))?;
+    drop(session);
+    Ok(Pulled { image, digest, new })
+}
+
+async fn fetch(
+    store: &Store,
+    name: &Reference,
+    options: &Options,
+) -> Result<(Descriptor, Digest), Error> {
+    let get = async |connection: &Connection| manifest(connection, &connection.remote).await;
+    let (connection, bytes) = connect(name, options, RegistryOperation::Pull, get).await?;
+    let (bytes, digest) = verified(bytes, name.digest)?;
+    let document: Value = parse("a manifest", &bytes)?;
+    let bytes = match document.get("manifests") {
+        None => bytes,
+        Some(_) => {
+            let index = parse("an index", &bytes)?;
+            let wanted = choose(&index, name, options)?;
+            let remote = connection
+                .remote
+                .clone_with_digest(wanted.digest.to_string());
+            let bytes = manifest(&connection, &remote)
+                .await
+                .map_err(|error| remote_error(name, error))?;
+            verified(bytes, Some(wanted.digest))?.0
+        }
+    };
+    let image: Manifest = parse("a manifest", &bytes)?;
+    let media_type = match &image.media_type[..] {
+        "" => oci::MANIFEST,
+        given => given,
+    };
+    let blobs = std::iter::once(&image.config).chain(&image.layers);
+    // An image may have a layer twice.
+    let mut wanted: Vec<&Descriptor> = Vec::new();
+    for blob in blobs {
+        if !wanted.iter().any(|other| other.digest == blob.digest) {
+            wanted.push(blob);
+        }
+    }
+    stream::iter(
+        wanted
+            .into_iter()
+            .map(|blob| get_blob(&connection, store, name, blob)),
+    )
+    .buffer_unordered(CONCURRENT)
+    .try_collect::<Vec<()>>()
+    .await?;
+    let descriptor = store.add_bytes(media_type, &bytes)?;
+    Ok((descriptor, digest))
+}
+
+async fn manifest(
+    connection: &Connection,
+    remote: &Remote,
+) -> Result<Vec<u8>, OciDistributionError> {
+    let credentials = &oci_client::secrets::RegistryAuth::Anonymous;
+    let (bytes, _) = connection
+        .client
+        .pull_manifest_raw(remote, credentials, &MANIFESTS)
+        .await?;
+    Ok(bytes.to_vec())
+}
+
+fn verified(bytes: Vec<u8>, expected: Option<Digest>) -> Result<(Vec<u8>, Digest), Error> {
+    if bytes.len() as u64 > store::MAX_DOCUMENT {
+        return Err(Error::TooLarge { what: "a manifest" });
+    }
+    let found = Digest::of(&bytes);
+    match expected {
+        Some(expected) if expected != found => {
+            Err(store::Error::Mismatch { expected, found }.into())
+        }
+        _ => Ok((bytes, found)),
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Document { what, source })
+}
+
+fn choose<'a>(
+    index: &'a Index,
+    name: &Reference,
+    options: &Options,
+) -> Result<&'a Descriptor, Error> {
+    let wanted = &options.platform;
+    let suits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|p| wanted.takes(p));
+    index.manifests.iter().find(suits).ok_or_else(|| {
+        let there = index
+            .manifests
+            .iter()
+            .filter_map(|entry| entry.platform.as_ref());
+        // What build tools attach to images is for no platform.
+        let there = there.filter(|platform| platform.os != "unknown");
+        Error::Platform {
+            name: name.familiar(),
+            wanted: wanted.clone(),
+            there: there
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+        }
+    })
+}
+
+/// Gets content that the store does not have, from where the last attempt broke off.
+async fn get_blob(
+    connection: &Connection,
+    store: &Store,
+    name: &Reference,
+    blob: &Descriptor,
+) -> Result<(), Error> {
+    let bar = connection.bar(blob);
+    let mut partial = loop {
+        if store.blob(blob.digest).exists() {
+            bar.set_position(blob.size);
+            bar.finish_with_message("already there");
+            return Ok(());
+        }
+        match store.partial(blob.digest)? {
+            Some(partial) => break partial,
+            None => {
+                bar.set_message("another process fetches it");
+                tokio::time::sleep(WAIT).await;
+            }
+        }
+    };
+    if partial.length() > blob.size {
+        restart(&mut partial, blob)?;
+    }
+    let mut attempts = 0;
+    while partial.length() < blob.size {
+        let before = partial.length();
+        bar.set_position(before);
+        let outcome = receive(connection, name, blob, &mut partial, &bar).await?;
+        if partial.length() > before {
+            attempts = 0;
+        }
+        if let Err(source) = outcome {
+            attempts += 1;
+            if attempts == ATTEMPTS {
+                return Err(Error::Broken {
+                    digest: blob.digest,
+                    source,
+                });
+            }
+            bar.set_message("the connection broke, trying again");
+            tokio::time::sleep(PAUSE * attempts).await;
+        }
+    }
+    store.finish_partial(partial, blob.digest)?;
+    bar.finish_with_message("done");
+    Ok(())
+}
+
+/// Receives until the end, or until the connection breaks: then it may be tried again.
+async fn receive(
+    connection: &Connection,
+    name: &Reference,
+    blob: &Descriptor,
+    partial: &mut Partial,
+    bar: &ProgressBar,
+) -> Result<Result<(), std::io::Error>, Error> {
+    let digest = blob.digest.to_string();
+    let (client, remote) = (&connection.client, &connection.remote);
+    let mut stream = match partial.length() {
+        0 => match client.pull_blob_stream(remote, &digest[..]).await {
+            Ok(stream) => stream,
+            Err(error) => return again(name, error),
+        },
+        offset => {
+            match client
+                .pull_blob_stream_partial(remote, &digest[..], offset, None)
+                .await
+            {
+                Ok(BlobResponse::Partial(stream)) => stream,
+                // A registry that cannot begin in the middle.
+                Ok(BlobResponse::Full(stream)) => {
+                    restart(partial, blob)?;
+                    stream
+                }
+                Err(error) => return again(name, error),
+            }
+        }
+    };
+    while let Some(part) = stream.next().await {
+        let part = match part {
+            Ok(part) => part,
+            Err(error) => return Ok(Err(error)),
+        };
+        if partial.length() + part.len() as u64 > blob.size {
+            restart(partial, blob)?;
+            return Err(Error::TooLong {
+                digest: blob.digest,
+                size: blob.size,
+            });
+        }
+        partial.append(&part).map_err(|source| Error::Write {
+            digest: blob.digest,
+            source,
+        })?;
+        bar.set_position(partial.length());
+    }
+    match partial.length() == blob.size {
+        true => Ok(Ok(())),
+        false => Ok(Err(std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Failures on the way are worth another attempt, refusals are not.
+fn again(
+    name: &Reference,
+    error: OciDistributionError,
+) -> Result<Result<(), std::io::Error>, Error> {
+    match error {
+        OciDistributionError::RequestError(error) if error.status().is_none() => {
+            Ok(Err(std::io::Error::other(error)))
+        }
+        OciDistributionError::ServerError { code: 500.., .. } => {
+            Ok(Err(std::io::Error::other(error)))
+        }
+        error => Err(remote_error(name, error)),
+    }
+}
+
+fn restart(partial: &mut Partial, blob: &Descriptor) -> Result<(), Error> {
+    partial.restart().map_err(|source| Error::Write {
+        digest: blob.digest,
+        source,
+    })
+}

@@ -1,0 +1,121 @@
+//! From the store to a registry.
+
+use std::fs::File;
+use std::io::Read;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use oci_client::RegistryOperation;
+use oci_client::errors::OciDistributionError;
+
+use super::{Connection, Error, Options, connect, remote_error, runtime};
+use crate::image::digest::Digest;
+use crate::image::reference::Reference;
+use crate::image::store::oci::{self, Descriptor};
+use crate::image::store::{Record, Store};
+
+const CONCURRENT: usize = 3;
+const CHUNK: usize = 1 << 20;
+
+/// Sends an image, as it is, to the registry and the tag of a name. Gives its digest there.
+pub fn push(
+    store: &Store,
+    record: &Record,
+    name: &Reference,
+    options: &Options,
+) -> Result<Digest, Error> {
+    if name.digest.is_some() {
+        return Err(Error::PushByDigest(name.familiar()));
+    }
+    let _session = store.begin()?;
+    runtime()?.block_on(send(store, record, name, options))?;
+    Ok(record.descriptor.digest)
+}
+
+async fn send(
+    store: &Store,
+    record: &Record,
+    name: &Reference,
+    options: &Options,
+) -> Result<(), Error> {
+    let config = &record.manifest.config;
+    // Also tells whether there is a registry at all, and by which protocol.
+    let first = async |connection: &Connection| {
+        let digest = config.digest.to_string();
+        connection
+            .client
+            .blob_exists(&connection.remote, &digest)
+            .await
+    };
+    let (connection, _) = connect(name, options, RegistryOperation::Push, first).await?;
+    let mut blobs: Vec<&Descriptor> = Vec::new();
+    for blob in record.manifest.layers.iter().chain([config]) {
+        if !blobs.iter().any(|other| other.digest == blob.digest) {
+            blobs.push(blob);
+        }
+    }
+    stream::iter(
+        blobs
+            .into_iter()
+            .map(|blob| send_blob(&connection, store, name, blob)),
+    )
+    .buffer_unordered(CONCURRENT)
+    .try_collect::<Vec<()>>()
+    .await?;
+    let manifest = store.read("manifest", record.descriptor.digest)?;
+    let media_type = match &record.descriptor.media_type[..] {
+        "" => oci::MANIFEST,
+        given => given,
+    };
+    let media_type = media_type
+        .parse()
+        .map_err(|_| Error::MediaType(media_type.to_owned()))?;
+    connection
+        .client
+        .push_manifest_raw(&connection.remote, manifest, media_type)
+        .await
+        .map_err(|error| remote_error(name, error))?;
+    Ok(())
+}
+
+async fn send_blob(
+    connection: &Connection,
+    store: &Store,
+    name: &Reference,
+    blob: &Descriptor,
+) -> Result<(), Error> {
+    let bar = connection.bar(blob);
+    let failed = |error| remote_error(name, error);
+    let digest = blob.digest.to_string();
+    let (client, remote) = (&connection.client, &connection.remote);
+    if client.blob_exists(remote, &digest).await.map_err(failed)? {
+        bar.set_position(blob.size);
+        bar.finish_with_message("already there");
+        return Ok(());
+    }
+    let path = store.blob(blob.digest);
+    let file = File::open(&path).map_err(|source| Error::Read { path, source })?;
+    let progress = bar.clone();
+    let parts = stream::unfold(file, move |mut file| {
+        let mut part = vec![0; CHUNK];
+        let read = file.read(&mut part);
+        let progress = progress.clone();
+        async move {
+            match read {
+                Ok(0) => None,
+                Ok(read) => {
+                    part.truncate(read);
+                    progress.inc(read as u64);
+                    Some((Ok(Bytes::from(part)), file))
+                }
+                Err(error) => Some((Err(OciDistributionError::IoError(error)), file)),
+            }
+        }
+    });
+    client
+        .push_blob_stream(remote, parts, &digest, Some(blob.size))
+        .await
+        .map_err(failed)?;
+    bar.finish_with_message("done");
+    Ok(())
+}
