@@ -12,6 +12,7 @@ mod console;
 mod debian;
 mod fs;
 mod harness;
+mod images;
 mod kernels;
 mod life;
 mod memory;

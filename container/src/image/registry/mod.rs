@@ -16,7 +16,7 @@ use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::{Client, Reference as Remote, RegistryOperation};
 
-pub use self::pull::{Pulled, pull};
+pub use self::pull::{Pulled, get, pull};
 pub use self::push::push;
 use super::digest::Digest;
 use super::reference::Reference;

@@ -40,6 +40,26 @@ pub struct Pulled {
     pub new: bool,
 }
 
+/// The image of a name or an id: the store's, or, if it has none, the registry's, as `run` does it.
+/// `missing` is called before anything is fetched.
+pub fn get(
+    store: &Store,
+    name: &str,
+    options: &Options,
+    missing: impl FnOnce(&Reference),
+) -> Result<Image, Error> {
+    match store.resolve(name) {
+        Err(error @ store::Error::NotFound(_)) => match name.parse::<Reference>() {
+            Ok(reference) => {
+                missing(&reference);
+                pull(store, &reference, options).map(|pulled| pulled.image)
+            }
+            Err(_) => Err(error.into()),
+        },
+        other => Ok(other?),
+    }
+}
+
 /// Gets an image, and gives it its name in the store.
 pub fn pull(store: &Store, name: &Reference, options: &Options) -> Result<Pulled, Error> {
     let session = store.begin()?;
