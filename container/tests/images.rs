@@ -5,10 +5,14 @@
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use cofferdam_container::image;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam-container");
 
@@ -437,6 +441,100 @@ fn of_several_platforms_the_right_one_is_pulled() {
     assert!(error.contains("linux/amd64, linux/arm64"), "{error}");
     let error = store.fails(&["load", "--platform", "linux/s390x", "-i", text(&layout)]);
     assert!(error.contains("linux/amd64, linux/arm64"), "{error}");
+}
+
+/// buildah or podman, with a storage of the test's own.
+fn others(scratch: &Scratch, program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command
+        .args([
+            "--root",
+            text(&scratch.path("others")),
+            "--runroot",
+            text(&scratch.path("othersrun")),
+        ])
+        .args(["--storage-driver", "vfs"])
+        .args(arguments)
+        .current_dir(&scratch.0);
+    output(&mut command)
+}
+
+/// If it fails, what buildah builds is not what runs here, or what a container changed is lost on
+/// the way to Podman.
+#[test]
+fn buildahs_images_run_and_commits_go_to_podman() {
+    if !have(&["buildah", "podman"]) {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: the storage of buildah and podman takes root here");
+        return;
+    }
+    let scratch = Scratch::new();
+    let context = scratch.path("context");
+    fs::create_dir_all(context.join("tree/etc")).unwrap();
+    fs::write(context.join("tree/etc/one"), "1").unwrap();
+    fs::write(context.join("tree/etc/two"), "2").unwrap();
+    fs::write(context.join("tool"), "tool").unwrap();
+    let recipe =
+        "FROM scratch\nCOPY tree/ /\nCOPY --chmod=4755 tool /usr/bin/tool\nCMD [\"tool\"]\n";
+    fs::write(context.join("Containerfile"), recipe).unwrap();
+    others(
+        &scratch,
+        "buildah",
+        &["build", "--layers", "-t", "built:v1", text(&context)],
+    );
+    let archive = scratch.path("built.tar");
+    let target = format!("oci-archive:{}:built:v1", text(&archive));
+    others(
+        &scratch,
+        "buildah",
+        &["push", "localhost/built:v1", &target],
+    );
+    let store = Store(scratch.path("store"));
+    assert_eq!(
+        store.run(&["load", "-i", text(&archive)]),
+        "Loaded image: built:v1\n"
+    );
+
+    let images = image::Store::open(&scratch.path("store/images")).unwrap();
+    let built = images.resolve("built:v1").unwrap();
+    assert_eq!(built.raw_config["config"]["Cmd"][0], "tool");
+    let files = scratch.path("files");
+    fs::create_dir(&files).unwrap();
+    images.unpack(&built, &files).unwrap();
+    assert_eq!(fs::read(files.join("etc/two")).unwrap(), b"2");
+    let tool = fs::metadata(files.join("usr/bin/tool")).unwrap();
+    assert_eq!(tool.permissions().mode() & 0o7777, 0o4755);
+
+    // A container's upper directory: a file deleted, one changed, one new.
+    let upper = scratch.path("upper");
+    fs::create_dir_all(upper.join("etc")).unwrap();
+    fs::write(upper.join("etc/two"), "changed").unwrap();
+    fs::write(upper.join("new"), "new").unwrap();
+    let (mode, whiteout) = (Mode::RUSR, FileType::CharacterDevice);
+    mknodat(CWD, upper.join("etc/one"), whiteout, mode, 0).unwrap();
+    let mut layer = Vec::new();
+    image::commit::write_layer(&upper, &mut layer).unwrap();
+    let about = image::commit::About {
+        created: "2026-01-01T00:00:00Z".to_owned(),
+        ..Default::default()
+    };
+    let record = images.find("built:v1").unwrap();
+    let name = "changed:v1".parse().unwrap();
+    image::commit::commit(&images, &record, &layer[..], &about, Some(&name)).unwrap();
+    let saved = scratch.path("changed.tar");
+    store.run(&["save", "-o", text(&saved), "changed:v1"]);
+    others(&scratch, "podman", &["load", "-q", "-i", text(&saved)]);
+    let name = "docker.io/library/changed:v1";
+    let mounted = others(&scratch, "podman", &["image", "mount", name]);
+    let mounted = PathBuf::from(mounted.trim());
+    let read = |path: &str| fs::read_to_string(mounted.join(path));
+    assert_eq!(read("etc/two").unwrap(), "changed");
+    assert_eq!(read("new").unwrap(), "new");
+    assert!(read("etc/one").is_err());
+    assert_eq!(read("usr/bin/tool").unwrap(), "tool");
+    others(&scratch, "podman", &["image", "umount", name]);
 }
 
 /// If it fails, archives cannot be exchanged with Docker, Podman, buildah and skopeo, or change on the
