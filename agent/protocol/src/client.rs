@@ -81,7 +81,21 @@ pub enum ClientError {
 impl ClientError {
     /// Whether the agent says that there is no such container or process.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Failed { code, .. } if *code == Code::NOT_FOUND)
+        self.is(Code::NOT_FOUND)
+    }
+
+    /// Whether the program that a process shall run is not in the container: a shell's 127.
+    pub fn is_no_such_program(&self) -> bool {
+        self.is(Code::UNAVAILABLE)
+    }
+
+    /// Whether the program is there and cannot be executed: a shell's 126.
+    pub fn is_not_executable(&self) -> bool {
+        self.is(Code::PERMISSION_DENIED)
+    }
+
+    fn is(&self, wanted: Code) -> bool {
+        matches!(self, Self::Failed { code, .. } if *code == wanted)
     }
 }
 

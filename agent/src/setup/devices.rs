@@ -1,0 +1,200 @@
+//! Device nodes of a container, its links in /dev, and its terminal.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{chown, symlink};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::pty::Winsize;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::error::{Context, Error, Result};
+use crate::setup::mounts::make_file;
+use crate::spec::{Device, Spec};
+
+/// What the specification has every container have: path, major, minor.
+const DEFAULTS: [(&str, u64, u64); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// Makes the devices and links, unless /dev is one that the engine gives as it shall be.
+pub fn make(spec: &Spec) -> Result<()> {
+    let given = spec.mounts.iter().any(|mount| {
+        let options = mount.options.as_deref().unwrap_or_default();
+        let bind = options
+            .iter()
+            .any(|option| option == "bind" || option == "rbind");
+        Path::new(&mount.destination) == Path::new("/dev") && bind
+    });
+    for device in spec.linux.devices.iter().flatten() {
+        make_device(device)?;
+    }
+    if given {
+        return Ok(());
+    }
+    fs::create_dir_all("/dev").context(|| "make the directory /dev".into())?;
+    for (path, major, minor) in DEFAULTS {
+        make_node(path, SFlag::S_IFCHR, 0o666, makedev(major, minor))?;
+    }
+    for (path, target) in LINKS {
+        let stale = path == "/dev/ptmx" && Path::new("/dev/pts/ptmx").exists();
+        if stale {
+            let _ = fs::remove_file(path);
+        }
+        match symlink(target, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result.context(|| format!("make the link {path}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn make_device(device: &Device) -> Result<()> {
+    let path = device.path.as_str();
+    let what = || format!("linux.devices {path}");
+    let kind = match device.kind.as_str() {
+        "c" | "u" => SFlag::S_IFCHR,
+        "b" => SFlag::S_IFBLK,
+        "p" => SFlag::S_IFIFO,
+        other => {
+            return Err(Error::invalid(
+                what(),
+                format!("type {other} is none of c, u, b, p"),
+            ));
+        }
+    };
+    if !path.starts_with('/') {
+        return Err(Error::invalid(what(), "the path is not absolute"));
+    }
+    let number = |number: i64| {
+        u64::try_from(number).map_err(|_| Error::invalid(what(), "a device number is negative"))
+    };
+    let dev = match kind {
+        SFlag::S_IFIFO => 0,
+        _ => makedev(number(device.major)?, number(device.minor)?),
+    };
+    if let Some(parent) = Path::new(path).parent() {
+        fs::create_dir_all(parent).context(|| format!("make the directory of {path}"))?;
+    }
+    make_node(path, kind, device.file_mode.unwrap_or(0o666) & 0o7777, dev)?;
+    chown(
+        path,
+        Some(device.uid.unwrap_or(0)),
+        Some(device.gid.unwrap_or(0)),
+    )
+    .context(|| format!("set the owner of {path}"))
+}
+
+fn make_node(path: &str, kind: SFlag, mode: u32, dev: libc::dev_t) -> Result<()> {
+    match mknod(path, kind, Mode::from_bits_truncate(mode), dev) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        result => result.context(|| format!("make the device {path}")),
+    }
+}
+
+/// A pseudo-terminal of the container's own.
+#[derive(Debug)]
+pub struct Terminal {
+    /// The agent's end.
+    pub master: OwnedFd,
+    slave: OwnedFd,
+}
+
+impl Terminal {
+    /// Makes one of `size` (rows, columns); its owner is `uid`.
+    pub fn new(size: Option<(u16, u16)>, uid: u32) -> Result<Self> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = open("/dev/ptmx", flags, Mode::empty()).context(|| {
+            "open /dev/ptmx for a terminal (is a devpts mounted on /dev/pts?)".into()
+        })?;
+        let unlock: libc::c_int = 0;
+        // SAFETY: the kernel reads an int that outlives the call.
+        check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) })
+            .context(|| "unlock the terminal".into())?;
+        // SAFETY: this one takes flags and no pointer.
+        let slave =
+            check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags.bits()) })
+                .context(|| "open the terminal".into())?;
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+        let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+        if let Some(size) = size {
+            resize(&master, size)?;
+        }
+        std::os::unix::fs::fchown(&slave, Some(uid), None)
+            .context(|| "give the terminal to its user".into())?;
+        Ok(Self { master, slave })
+    }
+
+    /// Makes it the one on /dev/console.
+    pub fn be_console(&self) -> Result<()> {
+        make_file("/dev/console")?;
+        let mut number: libc::c_uint = 0;
+        // SAFETY: the kernel writes an unsigned int, which outlives the call.
+        check(unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) })
+            .context(|| "ask for the terminal's number".into())?;
+        let path = format!("/dev/pts/{number}");
+        mount(
+            Some(path.as_str()),
+            "/dev/console",
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .context(|| format!("mount {path} on /dev/console"))
+    }
+
+    /// Makes it this session's, and the standard streams. Gives the master.
+    pub fn control(self) -> Result<OwnedFd> {
+        // SAFETY: this one takes a number and no pointer.
+        check(unsafe { libc::ioctl(self.slave.as_raw_fd(), libc::TIOCSCTTY, 0) })
+            .context(|| "make the terminal the session's".into())?;
+        be_stdio([self.slave.as_fd(), self.slave.as_fd(), self.slave.as_fd()])?;
+        Ok(self.master)
+    }
+}
+
+/// Makes the descriptors standard input, output and error.
+pub fn be_stdio(fds: [std::os::fd::BorrowedFd<'_>; 3]) -> Result<()> {
+    let doing = || "set the standard streams".to_owned();
+    nix::unistd::dup2_stdin(fds[0]).context(doing)?;
+    nix::unistd::dup2_stdout(fds[1]).context(doing)?;
+    nix::unistd::dup2_stderr(fds[2]).context(doing)
+}
+
+/// Sets the rows and columns of a terminal.
+pub fn resize(master: &OwnedFd, (rows, columns): (u16, u16)) -> Result<()> {
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel reads the size, which outlives the call.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
+        .context(|| "set the terminal's size".into())?;
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}

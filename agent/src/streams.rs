@@ -1,0 +1,250 @@
+//! The byte streams between processes and the host: connections that wait for their process, and
+//! threads that copy.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam_agent_protocol::api;
+use cofferdam_agent_protocol::stream::{Greeting, Name};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::error::{Context, Error, Result};
+
+/// How long a process waits for its streams.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections that nobody claims; beyond that the oldest goes.
+const MAX_WAITING: usize = 256;
+
+/// Of a thread that copies, in bytes.
+pub const STACK: usize = 128 << 10;
+
+/// What is copied at once, in bytes.
+const BUFFER: usize = 32 << 10;
+
+/// Connections that wait for who they are for.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    connections: Mutex<Vec<(Greeting, File)>>,
+    arrived: Condvar,
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Greeting, File)>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection has said what it is.
+    pub fn add(&self, greeting: Greeting, connection: File) {
+        let mut all = self.lock();
+        if all.len() >= MAX_WAITING {
+            all.remove(0);
+        }
+        all.push((greeting, connection));
+        self.arrived.notify_all();
+    }
+
+    /// Those of a token are of no use any more.
+    pub fn forget(&self, token: &str) {
+        self.lock().retain(|(greeting, _)| greeting.token != token);
+    }
+
+    /// The connections of `token` with these names, as soon as all are there.
+    pub fn take(&self, token: &str, names: &[Name]) -> Result<Vec<File>> {
+        let until = Instant::now() + PATIENCE;
+        let mut all = self.lock();
+        loop {
+            let position = |all: &[(Greeting, File)], name: Name| {
+                all.iter()
+                    .position(|(it, _)| it.name == name && it.token == token)
+            };
+            let missing = names.iter().find(|name| position(&all, **name).is_none());
+            let Some(missing) = missing else {
+                let take = |name: &Name| position(&all, *name).map(|at| all.remove(at).1);
+                return Ok(names.iter().filter_map(take).collect());
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let what = format!("the stream {missing} of {token}");
+                let why = format!("was not connected within {PATIENCE:?}");
+                return Err(Error::State { what, why });
+            }
+            let result = self.arrived.wait_timeout(all, left);
+            all = result.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The names of the streams that were announced.
+pub fn names_of(streams: &api::Streams, terminal: bool) -> Result<Vec<Name>> {
+    if streams.stderr && terminal {
+        return Err(Error::invalid("streams.stderr", "a terminal has none"));
+    }
+    let all = [
+        (streams.stdin, Name::Stdin),
+        (streams.stdout, Name::Stdout),
+        (streams.stderr, Name::Stderr),
+    ];
+    let names: Vec<_> = all
+        .iter()
+        .filter(|(wanted, _)| *wanted)
+        .map(|(_, name)| *name)
+        .collect();
+    if streams.token.is_empty() && !names.is_empty() {
+        return Err(Error::invalid("streams.token", "there is none"));
+    }
+    Ok(names)
+}
+
+/// What is to be copied: the agent's end of a process's streams, by name.
+#[derive(Debug)]
+pub struct Ends(pub Vec<(Name, File)>);
+
+/// Pipes for the streams that are announced, /dev/null for the others: the process's three
+/// descriptors, and the agent's ends.
+pub fn pipes(names: &[Name]) -> Result<([OwnedFd; 3], Ends)> {
+    let mut ends = Vec::new();
+    let mut one = |name: Name| -> io::Result<OwnedFd> {
+        if !names.contains(&name) {
+            return Ok(File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/null")?
+                .into());
+        }
+        let (read, write) = io::pipe()?;
+        let (theirs, ours): (OwnedFd, OwnedFd) = match name {
+            Name::Stdin => (read.into(), write.into()),
+            _ => (write.into(), read.into()),
+        };
+        ends.push((name, ours.into()));
+        Ok(theirs)
+    };
+    let mut all =
+        || -> io::Result<_> { Ok([one(Name::Stdin)?, one(Name::Stdout)?, one(Name::Stderr)?]) };
+    let all = all().context(|| "make the process's streams".into())?;
+    Ok((all, Ends(ends)))
+}
+
+impl Ends {
+    /// Those of a terminal.
+    pub fn of_terminal(master: &OwnedFd, names: &[Name]) -> Result<Self> {
+        let end = |name: &Name| Ok((*name, master.try_clone()?.into()));
+        let ends: io::Result<_> = names.iter().map(end).collect();
+        ends.map(Self).context(|| "share the terminal".into())
+    }
+
+    /// Starts to copy between them and the connections, which are those of the same names. Gives the
+    /// connection of the standard input, to end it.
+    pub fn connect(self, connections: Vec<File>) -> Result<Option<File>> {
+        let mut stdin = None;
+        for ((name, end), connection) in self.0.into_iter().zip(connections) {
+            let (from, to) = match name {
+                Name::Stdin => {
+                    let copy = connection.try_clone().context(|| "share a stream".into())?;
+                    stdin = Some(copy);
+                    (connection, end)
+                }
+                _ => (end, connection),
+            };
+            let copying = thread::Builder::new()
+                .name(name.to_string())
+                .stack_size(STACK);
+            copying
+                .spawn(move || copy(from, to))
+                .context(|| format!("start a thread for {name}"))?;
+        }
+        Ok(stdin)
+    }
+}
+
+/// Copies until one of them is at its end, and closes both: who writes to a reader that is gone
+/// learns of it as it would of a pipe's.
+fn copy(mut from: File, mut to: File) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // A terminal's when the last process has closed it; a connection's when the host is gone.
+            Err(_) => return,
+        };
+        if to
+            .write_all(buffer.get(..count).unwrap_or_default())
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Ends a connection's direction towards us, for a thread that reads from it.
+pub fn end(connection: &File) {
+    // If it is at its end already, all is well.
+    let _ = shutdown(connection.as_raw_fd(), Shutdown::Read);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn greeting(name: Name) -> Greeting {
+        let token = "t".into();
+        Greeting { name, token }
+    }
+
+    fn null() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
+    /// If it fails, a process starts without its streams, with another's, or never.
+    #[test]
+    fn a_process_waits_for_all_its_streams() {
+        let waiting = Arc::new(Waiting::default());
+        waiting.add(greeting(Name::Stdout), null());
+        let other = waiting.clone();
+        let taker = thread::spawn(move || other.take("t", &[Name::Stdin, Name::Stdout]));
+        thread::sleep(Duration::from_millis(20));
+        assert!(!taker.is_finished());
+        waiting.add(greeting(Name::Stdin), null());
+        assert_eq!(taker.join().unwrap().unwrap().len(), 2);
+        assert!(waiting.lock().is_empty());
+    }
+
+    /// If it fails, who connects and is never claimed fills the memory of the guest.
+    #[test]
+    fn the_unclaimed_are_few() {
+        let waiting = Waiting::default();
+        for _ in 0..MAX_WAITING + 10 {
+            waiting.add(greeting(Name::Stderr), null());
+        }
+        assert_eq!(waiting.lock().len(), MAX_WAITING);
+        waiting.forget("t");
+        assert!(waiting.lock().is_empty());
+    }
+
+    /// If it fails, bytes are lost on their way, or the end of a stream is.
+    #[test]
+    fn pipes_are_copied_to_their_end() {
+        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (mut host, connection) = io::pipe().unwrap();
+        let connection = File::from(OwnedFd::from(connection));
+        assert!(ends.connect(vec![connection]).unwrap().is_none());
+        let [_, stdout, _] = theirs;
+        let text = "x".repeat(BUFFER * 3 + 1);
+        let expected = text.clone();
+        let writer = thread::spawn(move || File::from(stdout).write_all(text.as_bytes()).unwrap());
+        let mut found = String::new();
+        host.read_to_string(&mut found).unwrap();
+        writer.join().unwrap();
+        assert_eq!(found, expected);
+    }
+}
