@@ -15,10 +15,7 @@ use self::tree::{Attributes, Content, Name, Tree, directory};
 use super::digest::{Digest, Digesting};
 use super::erofs::{self, Writer};
 
-/// What hides a file of lower layers: an empty file of the same name with this in front.
-pub const WHITEOUT: &[u8] = b".wh.";
-/// In a directory: hides what lower layers have in it.
-pub const OPAQUE: &[u8] = b".wh..wh..opq";
+pub use cofferdam_changes::{OPAQUE, WHITEOUT};
 
 /// Why a layer cannot be taken.
 #[derive(Debug, thiserror::Error)]

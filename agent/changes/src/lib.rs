@@ -1,0 +1,224 @@
+//! What a container changed, the upper directory of its overlay, as a layer of an image.
+//!
+//! Who has mounted the upper directory runs this: for a container in a VM that is its guest, since the
+//! host mounts no file system that a guest wrote.
+
+use std::collections::HashMap;
+use std::ffi::{CString, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use tar::{Builder, EntryType, Header};
+
+/// What hides a file of lower layers: an empty file of the same name with this in front (OCI image
+/// specification, "Whiteouts").
+pub const WHITEOUT: &[u8] = b".wh.";
+/// In a directory: hides what lower layers have in it.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Writes the upper directory of an overlay as a layer: deleted files and replaced directories become
+/// OCI's whiteouts. The same directory makes the same bytes.
+pub fn write_layer(upper: &Path, out: impl Write) -> io::Result<()> {
+    let mut layer = Layer {
+        tar: Builder::new(out),
+        links: HashMap::new(),
+    };
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let whole = upper.join(&path);
+        let metadata = fs::symlink_metadata(&whole)?;
+        layer.file(&whole, &path, &metadata)?;
+        if metadata.is_dir() {
+            let entries: io::Result<Vec<_>> = fs::read_dir(&whole)?.collect();
+            let mut names: Vec<_> = entries?
+                .into_iter()
+                .map(|entry| entry.file_name())
+                .collect();
+            names.sort();
+            pending.extend(names.into_iter().rev().map(|name| path.join(name)));
+        }
+    }
+    layer.tar.into_inner()?.flush()
+}
+
+struct Layer<W: Write> {
+    tar: Builder<W>,
+    /// Files with several names: where the first is.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> Layer<W> {
+    fn file(&mut self, whole: &Path, path: &Path, metadata: &Metadata) -> io::Result<()> {
+        let kind = metadata.file_type();
+        if kind.is_char_device() && metadata.rdev() == 0 {
+            let name = path.file_name().unwrap_or_default();
+            let mut hidden = OsString::from_vec(WHITEOUT.to_vec());
+            hidden.push(name);
+            return self.empty(&path.with_file_name(hidden));
+        }
+        let xattrs = xattrs(whole)?;
+        // Sockets have no meaning without who listens, and tar has no type for them.
+        if kind.is_socket() {
+            return Ok(());
+        }
+        let mut header = Header::new_ustar();
+        let mut link = None;
+        let mut content = None;
+        let id = (metadata.dev(), metadata.ino());
+        let linked = metadata.nlink() > 1 && !kind.is_dir();
+        if let Some(first) = self.links.get(&id).filter(|_| linked) {
+            header.set_entry_type(EntryType::Link);
+            link = Some(first.clone());
+        } else if kind.is_dir() {
+            header.set_entry_type(EntryType::Directory);
+        } else if kind.is_symlink() {
+            header.set_entry_type(EntryType::Symlink);
+            link = Some(fs::read_link(whole)?);
+        } else if kind.is_fifo() {
+            header.set_entry_type(EntryType::Fifo);
+        } else if kind.is_char_device() || kind.is_block_device() {
+            header.set_entry_type(match kind.is_char_device() {
+                true => EntryType::Char,
+                false => EntryType::Block,
+            });
+            header.set_device_major(rustix::fs::major(metadata.rdev()))?;
+            header.set_device_minor(rustix::fs::minor(metadata.rdev()))?;
+        } else {
+            header.set_entry_type(EntryType::Regular);
+            content = Some(File::open(whole)?);
+        }
+        let is_link = header.entry_type() == EntryType::Link;
+        if linked && !is_link {
+            self.links.insert(id, path.to_owned());
+        }
+        let size = if content.is_some() { metadata.len() } else { 0 };
+        header.set_mode(metadata.mode() & 0o7777);
+        header.set_uid(u64::from(metadata.uid()));
+        header.set_gid(u64::from(metadata.gid()));
+        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        header.set_size(size);
+        let name = match path.as_os_str().is_empty() {
+            true => Path::new("./"),
+            false => path,
+        };
+        let records = match is_link {
+            true => Vec::new(),
+            false => records(metadata, &xattrs),
+        };
+        self.entry(&mut header, name, link.as_deref(), records, content)?;
+        let opaque = |key: &[u8]| key.ends_with(b".overlay.opaque");
+        if kind.is_dir()
+            && xattrs
+                .iter()
+                .any(|(key, value)| opaque(key) && value == b"y")
+        {
+            self.empty(&path.join(OsString::from_vec(OPAQUE.to_vec())))?;
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, path: &Path) -> io::Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_mode(0o644);
+        header.set_size(0);
+        self.entry(&mut header, path, None, Vec::new(), None)
+    }
+
+    fn entry(
+        &mut self,
+        header: &mut Header,
+        path: &Path,
+        link: Option<&Path>,
+        mut records: Vec<(String, Vec<u8>)>,
+        content: Option<File>,
+    ) -> io::Result<()> {
+        // What does not fit the header goes before it.
+        let name = path.as_os_str().as_bytes();
+        let header_name = &mut header.as_mut_bytes()[..100];
+        let length = name.len().min(100);
+        header_name[..length].copy_from_slice(&name[..length]);
+        if name.len() > 100 {
+            records.push(("path".to_owned(), name.to_vec()));
+        }
+        if let Some(link) = link {
+            let link = link.as_os_str().as_bytes();
+            match link.len() <= 100 {
+                true => header.set_link_name_literal(link)?,
+                false => records.push(("linkpath".to_owned(), link.to_vec())),
+            }
+        }
+        let borrowed = records.iter().map(|(key, value)| (&key[..], &value[..]));
+        self.tar.append_pax_extensions(borrowed)?;
+        header.set_cksum();
+        match content {
+            // A file that shrinks meanwhile must not shift what follows: this is then an error.
+            Some(file) => {
+                let size = header.size()?;
+                let mut content = file.take(size);
+                self.tar.append(header, &mut content)?;
+                match content.limit() {
+                    0 => Ok(()),
+                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
+                }
+            }
+            None => self.tar.append(header, io::empty()),
+        }
+    }
+}
+
+/// PAX records: what the header has no place for.
+fn records(metadata: &Metadata, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
+    let mut records = Vec::new();
+    if metadata.mtime_nsec() != 0 || metadata.mtime() < 0 {
+        // Before 1970, seconds and nanoseconds have different signs.
+        let nanoseconds = i128::from(metadata.mtime()) * 1_000_000_000;
+        let nanoseconds = nanoseconds + i128::from(metadata.mtime_nsec());
+        let (sign, size) = (if nanoseconds < 0 { "-" } else { "" }, nanoseconds.abs());
+        let (seconds, fraction) = (size / 1_000_000_000, size % 1_000_000_000);
+        let time = format!("{sign}{seconds}.{fraction:09}");
+        records.push(("mtime".to_owned(), time.into_bytes()));
+    }
+    for (key, value) in xattrs {
+        if let Ok(key) = std::str::from_utf8(key)
+            && !key.contains(".overlay.")
+        {
+            records.push((format!("SCHILY.xattr.{key}"), value.clone()));
+        }
+    }
+    records
+}
+
+/// The extended attributes of a file, a link itself, by name.
+fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    // As many bytes as Linux ever gives.
+    let mut buffer = vec![0; 1 << 16];
+    let length = match rustix::fs::llistxattr(path, &mut buffer[..]) {
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        other => other?,
+    };
+    let names = buffer[..length].split(|byte| *byte == 0);
+    let mut names: Vec<Vec<u8>> = names
+        .filter(|n| !n.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect();
+    names.sort();
+    let mut found = Vec::new();
+    for name in names {
+        let key = CString::new(name.clone())?;
+        let length = rustix::fs::lgetxattr(path, &key, &mut buffer[..])?;
+        let value = buffer[..length].to_vec();
+        if name.ends_with(b".overlay.redirect") || name.ends_with(b".overlay.metacopy") {
+            return Err(io::Error::other(format!(
+                "{path:?} refers to a file of a lower layer (redirect_dir or metacopy); an overlay to be committed is mounted without"
+            )));
+        }
+        found.push((name, value));
+    }
+    Ok(found)
+}
