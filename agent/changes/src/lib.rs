@@ -64,42 +64,27 @@ impl<W: Write> Layer<W> {
         if kind.is_socket() {
             return Ok(());
         }
-        let mut header = Header::new_ustar();
-        let mut link = None;
-        let mut content = None;
         let id = (metadata.dev(), metadata.ino());
         let linked = metadata.nlink() > 1 && !kind.is_dir();
+        let mut header = header(metadata);
+        let mut link = None;
+        let mut content = None;
         if let Some(first) = self.links.get(&id).filter(|_| linked) {
             header.set_entry_type(EntryType::Link);
             link = Some(first.clone());
-        } else if kind.is_dir() {
-            header.set_entry_type(EntryType::Directory);
         } else if kind.is_symlink() {
-            header.set_entry_type(EntryType::Symlink);
             link = Some(fs::read_link(whole)?);
-        } else if kind.is_fifo() {
-            header.set_entry_type(EntryType::Fifo);
         } else if kind.is_char_device() || kind.is_block_device() {
-            header.set_entry_type(match kind.is_char_device() {
-                true => EntryType::Char,
-                false => EntryType::Block,
-            });
             header.set_device_major(rustix::fs::major(metadata.rdev()))?;
             header.set_device_minor(rustix::fs::minor(metadata.rdev()))?;
-        } else {
-            header.set_entry_type(EntryType::Regular);
+        } else if kind.is_file() {
             content = Some(File::open(whole)?);
+            header.set_size(metadata.len());
         }
         let is_link = header.entry_type() == EntryType::Link;
         if linked && !is_link {
             self.links.insert(id, path.to_owned());
         }
-        let size = if content.is_some() { metadata.len() } else { 0 };
-        header.set_mode(metadata.mode() & 0o7777);
-        header.set_uid(u64::from(metadata.uid()));
-        header.set_gid(u64::from(metadata.gid()));
-        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
-        header.set_size(size);
         let name = match path.as_os_str().is_empty() {
             true => Path::new("./"),
             false => path,
@@ -170,6 +155,26 @@ impl<W: Write> Layer<W> {
             None => self.tar.append(header, io::empty()),
         }
     }
+}
+
+/// What a file's attributes make of a header; its size is 0.
+fn header(metadata: &Metadata) -> Header {
+    let kind = metadata.file_type();
+    let mut header = Header::new_ustar();
+    header.set_entry_type(match kind {
+        _ if kind.is_dir() => EntryType::Directory,
+        _ if kind.is_symlink() => EntryType::Symlink,
+        _ if kind.is_fifo() => EntryType::Fifo,
+        _ if kind.is_char_device() => EntryType::Char,
+        _ if kind.is_block_device() => EntryType::Block,
+        _ => EntryType::Regular,
+    });
+    header.set_mode(metadata.mode() & 0o7777);
+    header.set_uid(u64::from(metadata.uid()));
+    header.set_gid(u64::from(metadata.gid()));
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+    header.set_size(0);
+    header
 }
 
 /// PAX records: what the header has no place for.

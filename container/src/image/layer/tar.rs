@@ -127,31 +127,7 @@ impl<R: Read> Archive<R> {
         let mut path = extensions
             .path
             .unwrap_or_else(|| header.path_bytes().into_owned());
-        let device = || -> io::Result<(u32, u32)> {
-            Ok((
-                header.device_major()?.unwrap_or(0),
-                header.device_minor()?.unwrap_or(0),
-            ))
-        };
-        let kind = match kind {
-            // Old tars have directories only by the slash at the name's end.
-            EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File,
-            EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => Kind::Symlink,
-            EntryType::Link => Kind::HardLink,
-            EntryType::Char => device().map(|(major, minor)| Kind::Character(major, minor))?,
-            EntryType::Block => device().map(|(major, minor)| Kind::Block(major, minor))?,
-            EntryType::Fifo => Kind::Fifo,
-            EntryType::GNUSparse => return Err(sparse()),
-            other => {
-                return Err(invalid(format!(
-                    "{:?} has the unknown type {:?}",
-                    String::from_utf8_lossy(&path),
-                    char::from(other.as_byte())
-                )));
-            }
-        };
+        let kind = kind_of(header, kind, &path)?;
         while path.len() > 1 && path.ends_with(b"/") {
             path.pop();
         }
@@ -295,6 +271,34 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+fn kind_of(header: &Header, kind: EntryType, path: &[u8]) -> io::Result<Kind> {
+    let device = || -> io::Result<(u32, u32)> {
+        Ok((
+            header.device_major()?.unwrap_or(0),
+            header.device_minor()?.unwrap_or(0),
+        ))
+    };
+    Ok(match kind {
+        // Old tars have directories only by the slash at the name's end.
+        EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
+        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Directory => Kind::Directory,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Link => Kind::HardLink,
+        EntryType::Char => device().map(|(major, minor)| Kind::Character(major, minor))?,
+        EntryType::Block => device().map(|(major, minor)| Kind::Block(major, minor))?,
+        EntryType::Fifo => Kind::Fifo,
+        EntryType::GNUSparse => return Err(sparse()),
+        other => {
+            return Err(invalid(format!(
+                "{:?} has the unknown type {:?}",
+                String::from_utf8_lossy(path),
+                char::from(other.as_byte())
+            )));
+        }
+    })
 }
 
 /// A header's number; an empty field is 0, as tar(1) and Go have it.
