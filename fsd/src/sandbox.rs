@@ -10,7 +10,7 @@ use std::process;
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::ForkResult;
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -220,7 +220,8 @@ fn tree(share: &Share) -> io::Result<OwnedFd> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, &share.path, flags)?;
-    if !fs::File::from(tree.try_clone()?).metadata()?.is_dir() {
+    // A single file can only be somewhere in a root, not the root.
+    if !is_dir(&tree)? && (share.name.is_none() || !kind_of(&tree)?.is_file()) {
         return Err(Errno::NOTDIR.into());
     }
     let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
@@ -231,7 +232,15 @@ fn tree(share: &Share) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-/// A read-only directory of the directories.
+fn kind_of(tree: &OwnedFd) -> io::Result<fs::FileType> {
+    Ok(fs::File::from(tree.try_clone()?).metadata()?.file_type())
+}
+
+fn is_dir(tree: &OwnedFd) -> io::Result<bool> {
+    Ok(kind_of(tree)?.is_dir())
+}
+
+/// A read-only directory of the directories, and of single files.
 fn root_of(shares: &[Share], trees: &[OwnedFd]) -> io::Result<OwnedFd> {
     let kind = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(kind.as_fd())?;
@@ -242,7 +251,12 @@ fn root_of(shares: &[Share], trees: &[OwnedFd]) -> io::Result<OwnedFd> {
     attach(root.as_fd(), CWD, Path::new(MOUNT_POINT))?;
     for (share, tree) in shares.iter().zip(trees) {
         let name = share.name.as_deref().ok_or(Errno::INVAL)?;
-        rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o755))?;
+        if is_dir(tree)? {
+            rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o755))?;
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(&root, name, flags, Mode::from_raw_mode(0o644))?;
+        }
         attach(tree.as_fd(), root.as_fd(), Path::new(name))?;
     }
     set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0)?;

@@ -80,16 +80,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// Says on standard error what went wrong and why, in one line, and gives the exit code.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // An error that only passes on its source's words would say them twice.
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    eprintln!("cofferdam: {text}");
+    eprintln!("cofferdam: {}", crate::describe(error));
     ExitCode::from(code)
 }

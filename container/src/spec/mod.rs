@@ -178,8 +178,14 @@ fn env(hostname: &str, options: &Options, image: &Config) -> Vec<String> {
     if options.tty {
         env.push("TERM=xterm".into());
     }
-    let of_image = image.env().as_deref().unwrap_or_default();
-    for variable in of_image.iter().chain(&options.env) {
+    merge_env(&mut env, image.env().as_deref().unwrap_or_default());
+    merge_env(&mut env, &options.env);
+    env
+}
+
+/// Adds variables, each in the place of another of its name.
+pub fn merge_env(env: &mut Vec<String>, more: &[String]) {
+    for variable in more {
         let name = variable.split('=').next().unwrap_or_default();
         let is_same = |other: &String| other.split('=').next() == Some(name);
         match env.iter_mut().find(|other| is_same(other)) {
@@ -187,7 +193,17 @@ fn env(hostname: &str, options: &Options, image: &Config) -> Vec<String> {
             None => env.push(variable.clone()),
         }
     }
-    env
+}
+
+/// The capabilities of one more process: those of its container, or all; to be used at once by root.
+pub fn set_capabilities(process: &mut Process, privileged: bool) {
+    let of_container = process.capabilities().as_ref().and_then(|c| c.bounding().clone());
+    let set = match privileged {
+        true => caps::all(),
+        false => of_container.unwrap_or_default(),
+    };
+    let is_root = process.user().uid() == 0;
+    process.set_capabilities(Some(caps::process(set, is_root)));
 }
 
 fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {

@@ -1,0 +1,179 @@
+//! Commands about containers.
+
+mod attach;
+mod control;
+mod exec;
+mod inspect;
+mod life;
+mod list;
+mod logs;
+mod run;
+mod volume;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
+
+use super::{EXIT_FAILED, fail};
+use crate::shim;
+
+/// What there is to do with containers.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Run an image in a new container
+    #[command(next_line_help = false)]
+    Run(Box<run::RunArgs>),
+    /// Make a container, to be started later
+    Create(Box<run::CreateArgs>),
+    /// Start containers that were made or have ended
+    Start(run::StartArgs),
+    /// Stop containers: a signal, and KILL after a while
+    Stop(life::StopArgs),
+    /// Stop containers and start them again
+    Restart(life::StopArgs),
+    /// Send a signal to containers
+    Kill(life::KillArgs),
+    /// Freeze containers
+    Pause(life::Names),
+    /// Thaw containers
+    Unpause(life::Names),
+    /// Wait until containers have ended, and print their exit codes
+    Wait(life::Names),
+    /// Remove containers
+    Rm(life::RmArgs),
+    /// List containers
+    #[command(visible_alias = "list")]
+    Ps(list::PsArgs),
+    /// Print what a container printed
+    Logs(logs::Args),
+    /// Run one more program in a container
+    Exec(exec::Args),
+    /// Connect with a container's input and output
+    Attach(run::AttachArgs),
+    /// Print all that is known of containers
+    Inspect(inspect::Args),
+    /// Print the ports that a container publishes
+    Port(inspect::PortArgs),
+    /// List a container's processes
+    Top(inspect::TopArgs),
+    /// Print what containers use
+    Stats(inspect::StatsArgs),
+    /// Print what happens to containers
+    Events(logs::EventsArgs),
+    /// Volumes
+    #[command(subcommand)]
+    Volume(volume::Command),
+    /// Hold a container; what starts one does it
+    #[command(hide = true)]
+    Shim {
+        /// The container's ID.
+        id: String,
+    },
+}
+
+/// What most of these end with: an exit code, or an error with Docker's code for it.
+type Outcome = Result<u8, Failed>;
+
+/// An error, and the exit code that says which.
+#[derive(Debug)]
+pub(super) struct Failed {
+    code: u8,
+    error: Box<dyn Error>,
+}
+
+impl<E: Error + 'static> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self {
+            code: EXIT_FAILED,
+            error: Box::new(error),
+        }
+    }
+}
+
+/// Does it.
+pub(super) fn run(command: Command) -> ExitCode {
+    let outcome = match command {
+        Command::Run(args) => run::run(*args),
+        Command::Create(args) => run::create(*args),
+        Command::Start(args) => run::start(&args),
+        Command::Stop(args) => life::stop(&args),
+        Command::Restart(args) => life::restart(&args),
+        Command::Kill(args) => life::kill(&args),
+        Command::Pause(names) => life::pause(&names),
+        Command::Unpause(names) => life::unpause(&names),
+        Command::Wait(names) => life::wait(&names),
+        Command::Rm(args) => life::rm(&args),
+        Command::Ps(args) => list::ps(&args),
+        Command::Logs(args) => logs::logs(&args),
+        Command::Exec(args) => exec::exec(&args),
+        Command::Attach(args) => run::attach(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Port(args) => inspect::port(&args),
+        Command::Top(args) => inspect::top(&args),
+        Command::Stats(args) => inspect::stats(&args),
+        Command::Events(args) => logs::events(&args),
+        Command::Volume(command) => volume::run(command),
+        Command::Shim { id } => return shim::main(&id),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(Failed { code, error }) => fail(error.as_ref(), code),
+    }
+}
+
+/// Does something for each of several containers; a failure of one keeps none from the others.
+fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failed>) -> Outcome {
+    let mut code = 0;
+    for name in names {
+        if let Err(failed) = work(name) {
+            eprintln!("cofferdam: {}", crate::describe(failed.error.as_ref()));
+            code = 1;
+        }
+    }
+    Ok(code)
+}
+
+/// Prints lines. A reader that closed the pipe has seen enough.
+fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// A signal by its name, with or without SIG, or by its number.
+fn signal(text: &str) -> Result<i32, String> {
+    let bad = || format!("there is no signal {text:?}");
+    if let Ok(number) = text.parse::<i32>() {
+        // With real-time signals.
+        return (1..=64).contains(&number).then_some(number).ok_or_else(bad);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    if let Some(offset) = name.strip_prefix("SIGRTMIN+").and_then(|n| n.parse::<i32>().ok()) {
+        return (0..=30).contains(&offset).then_some(34 + offset).ok_or_else(bad);
+    }
+    name.parse::<Signal>().map(|signal| signal as i32).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, containers get another signal than was asked for.
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("KILL", 9), ("sigterm", 15), ("1", 1), ("SIGRTMIN+3", 37)] {
+            assert_eq!(signal(text), Ok(number), "{text}");
+        }
+        for text in ["", "0", "65", "-1", "NONE", "SIGRTMIN+99"] {
+            assert!(signal(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! `inspect`, `port`, `top`, `stats`: what is known of containers.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam_agent_protocol::api::StatsResponse;
+use serde_json::{Value, json};
+
+use super::control::{agent, failed};
+use super::{Failed, Outcome, print};
+use crate::cli::format::{Template, table};
+use crate::create;
+use crate::options::{Bytes, Port};
+use crate::shim::container as of;
+use crate::state::{Container, Containers, State, Status};
+
+/// Print all that is known of containers
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A template such as '{{.State.Status}}'
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Template>,
+    /// Names or IDs
+    #[arg(value_name = "CONTAINER", required = true)]
+    names: Vec<String>,
+}
+
+/// Print the ports that a container publishes
+#[derive(Debug, clap::Args)]
+pub(super) struct PortArgs {
+    /// Name or ID
+    #[arg(value_name = "CONTAINER")]
+    name: String,
+    /// Only where this port of the container's is
+    #[arg(value_name = "PORT[/tcp|/udp]")]
+    port: Option<Port>,
+}
+
+/// List a container's processes
+#[derive(Debug, clap::Args)]
+pub(super) struct TopArgs {
+    /// Name or ID
+    #[arg(value_name = "CONTAINER")]
+    name: String,
+}
+
+/// Print what containers use
+#[derive(Debug, clap::Args)]
+pub(super) struct StatsArgs {
+    /// Once, not again and again
+    #[arg(long)]
+    no_stream: bool,
+    /// `json`, or a template such as '{{.Name}} {{.MemUsage}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Template>,
+    /// Names or IDs [default: all that run]
+    #[arg(value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+enum InspectError {
+    #[error("container {name} does not publish port {port}")]
+    Port { name: String, port: Port },
+}
+
+/// What it runs, with its arguments.
+pub(super) fn command_line(container: &Container) -> Vec<String> {
+    let record = &container.record;
+    let none = oci_spec::image::Config::default();
+    let config = record.image_config.config().as_ref().unwrap_or(&none);
+    crate::spec::command(&record.options, config).unwrap_or_default()
+}
+
+/// A published port as `ps` has it.
+pub(super) fn published(port: &Port) -> String {
+    let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+    let guest = Port { address: None, host: None, ..*port };
+    format!("{address}:{}->{guest}", port.host.unwrap_or_default())
+}
+
+pub(super) fn inspect(args: &Args) -> Outcome {
+    let containers = Containers::open()?;
+    let mut all = Vec::new();
+    for name in &args.names {
+        let container = containers.find(name)?;
+        let state = container.state()?;
+        all.push(document(&container, &state));
+    }
+    match &args.format {
+        None => print(&format!("{:#}\n", Value::Array(all)))?,
+        Some(template) => {
+            for value in &all {
+                print(&format!("{}\n", template.fill(value)?))?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// All that is known of a container, by Docker's names.
+fn document(container: &Container, state: &State) -> Value {
+    let record = &container.record;
+    let options = &record.options;
+    let mut command = command_line(container).into_iter();
+    let path = command.next();
+    let args: Vec<String> = command.collect();
+    let mounts: Vec<Value> = record.shares.iter().map(mount).collect();
+    let spec: Value = crate::state::load(&container.bundle().join("config.json")).unwrap_or_default();
+    let process = &spec["process"];
+    let of_image = record.image_config.config().as_ref();
+    json!({
+        "Id": record.id,
+        "Created": record.created,
+        "Path": path,
+        "Args": args,
+        "State": {
+            "Status": state.status.name(),
+            "Running": state.status.is_live(),
+            "Paused": state.status == Status::Paused,
+            "Restarting": state.status == Status::Restarting,
+            "OOMKilled": state.oom_killed,
+            "Dead": false,
+            "Pid": state.pid,
+            "ExitCode": state.exit_code,
+            "Error": state.error,
+            "StartedAt": state.started.as_deref().unwrap_or("0001-01-01T00:00:00Z"),
+            "FinishedAt": state.finished.as_deref().unwrap_or("0001-01-01T00:00:00Z"),
+        },
+        "Image": record.image,
+        "LogPath": container.log(),
+        "Name": format!("/{}", record.name),
+        "RestartCount": state.restarts,
+        "Driver": "erofs",
+        "Platform": "linux",
+        "Mounts": mounts,
+        "Config": {
+            "Hostname": spec["hostname"],
+            "User": options.user.as_deref().or(of_image.and_then(|c| c.user().as_deref())).unwrap_or(""),
+            "Tty": options.tty,
+            "OpenStdin": options.interactive,
+            "Env": process["env"],
+            "Cmd": options.command,
+            "Image": options.image,
+            "WorkingDir": process["cwd"],
+            "Entrypoint": options.entrypoint,
+            "Labels": create::labels(record),
+            "StopSignal": options.stop_signal,
+            "StopTimeout": options.stop_timeout,
+        },
+        "HostConfig": {
+            "AutoRemove": options.rm,
+            "Isolation": options.isolation,
+            "Memory": options.memory.map_or(0, |bytes| bytes.0),
+            "NanoCpus": options.cpus.map_or(0.0, |cpus| (cpus * 1e9).round()),
+            "NetworkMode": options.network.map_or("default".into(), |n| n.to_string()),
+            "PidsLimit": options.pids_limit,
+            "Privileged": options.privileged,
+            "ReadonlyRootfs": options.read_only,
+            "RestartPolicy": { "Name": options.restart.to_string() },
+            "CapAdd": options.cap_add,
+            "CapDrop": options.cap_drop,
+            "SecurityOpt": options.security_opt,
+        },
+        "NetworkSettings": { "Ports": ports(state) },
+        "Cofferdam": {
+            "Layers": record.layers,
+            "Kernel": options.kernel,
+            "Directory": container.dir,
+            "Runtime": container.run,
+        },
+    })
+}
+
+fn mount(share: &crate::state::Share) -> Value {
+    json!({
+        "Type": if share.volume.is_some() { "volume" } else { "bind" },
+        "Name": share.volume,
+        "Source": share.source,
+        "Destination": share.target,
+        "RW": !share.read_only,
+    })
+}
+
+fn ports(state: &State) -> Value {
+    let mut ports = serde_json::Map::new();
+    for port in &state.ports {
+        let guest = Port { address: None, host: None, ..*port };
+        let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+        let host = port.host.unwrap_or_default().to_string();
+        let list = ports.entry(guest.to_string()).or_insert_with(|| json!([]));
+        if let Value::Array(list) = list {
+            list.push(json!({ "HostIp": address, "HostPort": host }));
+        }
+    }
+    Value::Object(ports)
+}
+
+pub(super) fn port(args: &PortArgs) -> Outcome {
+    let container = Containers::open()?.find(&args.name)?;
+    let state = container.state()?;
+    let live = state.status.is_live();
+    let is_asked = |port: &&Port| {
+        let asked = |asked: &Port| (asked.guest, asked.transport) == (port.guest, port.transport);
+        live && args.port.as_ref().is_none_or(asked)
+    };
+    let found: Vec<&Port> = state.ports.iter().filter(is_asked).collect();
+    match args.port {
+        Some(port) if found.is_empty() => {
+            let name = container.record.name;
+            return Err(InspectError::Port { name, port }.into());
+        }
+        _ => {}
+    }
+    for port in found {
+        let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+        let host = port.host.unwrap_or_default();
+        let guest = Port { address: None, host: None, ..*port };
+        match args.port {
+            Some(_) => print(&format!("{address}:{host}\n"))?,
+            None => print(&format!("{guest} -> {address}:{host}\n"))?,
+        }
+    }
+    Ok(0)
+}
+
+pub(super) fn top(args: &TopArgs) -> Outcome {
+    let container = Containers::open()?.find(&args.name)?;
+    let agent = agent(&container).map_err(failed)?;
+    let list = agent.pids(of(&container.record.id))?;
+    let mut lines = vec![["UID", "PID", "PPID", "S", "TIME", "CMD"].map(str::to_owned).to_vec()];
+    for process in list.processes {
+        let seconds = process.cpu_us / 1_000_000;
+        lines.push(vec![
+            process.uid.to_string(),
+            process.pid.to_string(),
+            process.ppid.to_string(),
+            process.state,
+            format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+            process.command.join(" "),
+        ]);
+    }
+    print(&table(&lines))?;
+    Ok(0)
+}
+
+pub(super) fn stats(args: &StatsArgs) -> Outcome {
+    let containers = Containers::open()?;
+    let mut before: Vec<(String, Instant, u64)> = Vec::new();
+    loop {
+        let chosen = match args.names.as_slice() {
+            [] => running(&containers)?,
+            names => names.iter().map(|n| containers.find(n)).collect::<Result<Vec<_>, _>>()?,
+        };
+        // A share of a CPU is one of a time.
+        if before.is_empty() {
+            for container in &chosen {
+                let (at, stats) = (Instant::now(), read(container)?);
+                before.push((container.record.id.clone(), at, cpu_us(&stats)));
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        let mut rows = Vec::new();
+        for container in &chosen {
+            let (at, stats) = (Instant::now(), read(container)?);
+            let id = &container.record.id;
+            let last = before.iter_mut().find(|(other, ..)| other == id);
+            let share = last.map_or(0.0, |(_, then, us)| {
+                let time = at.duration_since(*then).as_secs_f64() * 1e6;
+                let used = cpu_us(&stats).saturating_sub(*us);
+                (*then, *us) = (at, cpu_us(&stats));
+                used as f64 / time.max(1.0) * 100.0
+            });
+            rows.push(usage(container, &stats, share));
+        }
+        show(args, &rows)?;
+        if args.no_stream {
+            return Ok(0);
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn running(containers: &Containers) -> Result<Vec<Container>, Failed> {
+    let mut all = containers.list()?;
+    all.retain(|c| c.state().is_ok_and(|state| state.status == Status::Running));
+    Ok(all)
+}
+
+fn read(container: &Container) -> Result<StatsResponse, Failed> {
+    let agent = agent(container).map_err(failed)?;
+    Ok(agent.stats(of(&container.record.id))?)
+}
+
+fn cpu_us(stats: &StatsResponse) -> u64 {
+    stats.cpu_stat.get("usage_usec").copied().unwrap_or_default()
+}
+
+fn usage(container: &Container, stats: &StatsResponse, share: f64) -> Value {
+    let limit = match stats.memory_limit {
+        0 => stats.guest_memory,
+        limit => limit,
+    };
+    // Without what the kernel would drop at once, as Docker counts.
+    let idle = stats.memory_stat.get("inactive_file").copied().unwrap_or_default();
+    let used = stats.memory.saturating_sub(idle);
+    let network = stats.network.iter().fold((0, 0), |(rx, tx), i| (rx + i.rx_bytes, tx + i.tx_bytes));
+    let io = stats.io.iter().fold((0, 0), |(r, w), io| (r + io.read_bytes, w + io.write_bytes));
+    let pair = |(a, b): (u64, u64)| format!("{} / {}", Bytes(a), Bytes(b));
+    json!({
+        "ID": container.record.id.get(..12),
+        "Name": container.record.name,
+        "CPUPerc": format!("{share:.2}%"),
+        "MemUsage": pair((used, limit)),
+        "MemPerc": format!("{:.2}%", used as f64 / (limit.max(1)) as f64 * 100.0),
+        "NetIO": pair(network),
+        "BlockIO": pair(io),
+        "PIDs": stats.pids.to_string(),
+    })
+}
+
+fn show(args: &StatsArgs, rows: &[Value]) -> Result<(), Failed> {
+    if let Some(template) = &args.format {
+        for row in rows {
+            print(&format!("{}\n", template.fill(row)?))?;
+        }
+        return Ok(());
+    }
+    let columns = [
+        ("CONTAINER ID", "ID"),
+        ("NAME", "Name"),
+        ("CPU %", "CPUPerc"),
+        ("MEM USAGE / LIMIT", "MemUsage"),
+        ("MEM %", "MemPerc"),
+        ("NET I/O", "NetIO"),
+        ("BLOCK I/O", "BlockIO"),
+        ("PIDS", "PIDs"),
+    ];
+    let mut lines = vec![columns.map(|(head, _)| head.to_owned()).to_vec()];
+    let cell = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    lines.extend(rows.iter().map(|row| columns.map(|(_, key)| cell(row, key)).to_vec()));
+    if !args.no_stream {
+        // A terminal's way of saying: from the top, on an empty screen.
+        print("\x1b[H\x1b[2J")?;
+    }
+    Ok(print(&table(&lines))?)
+}

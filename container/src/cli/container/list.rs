@@ -1,0 +1,167 @@
+//! `ps`.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{Outcome, print};
+use crate::cli::format::{Template, ago, table};
+use crate::create;
+use crate::state::{Container, Containers, State, Status, timestamp};
+
+/// List containers
+#[derive(Debug, clap::Args)]
+pub(super) struct PsArgs {
+    /// Also those that do not run
+    #[arg(short, long)]
+    all: bool,
+    /// Only their IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Whole IDs and commands
+    #[arg(long)]
+    no_trunc: bool,
+    /// The youngest so many, whether they run or not
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    last: Option<usize>,
+    /// The youngest, whether it runs or not
+    #[arg(short, long)]
+    latest: bool,
+    /// Only those with: name=…, id=…, status=…, label=NAME[=VALUE], ancestor=IMAGE, exited=CODE
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// `json`, or a template such as '{{.ID}} {{.Names}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Template>,
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+#[error("the filter {0:?} is not there; there are name, id, status, label, ancestor and exited")]
+struct FilterError(String);
+
+pub(super) fn ps(args: &PsArgs) -> Outcome {
+    let mut all = Vec::new();
+    for container in Containers::open()?.list()? {
+        let state = container.state()?;
+        all.push((container, state));
+    }
+    match (args.latest, args.last) {
+        (true, _) => all.truncate(1),
+        (_, Some(count)) => all.truncate(count),
+        _ => {
+            let by_status = args.filter.iter().any(|filter| {
+                filter.starts_with("status=") || filter.starts_with("exited=")
+            });
+            if !args.all && !by_status {
+                all.retain(|(_, state)| state.status.is_live());
+            }
+        }
+    }
+    for filter in &args.filter {
+        let (key, value) = filter.split_once('=').unwrap_or((filter, ""));
+        if !matches!(key, "name" | "id" | "status" | "label" | "ancestor" | "exited") {
+            return Err(FilterError(key.to_owned()).into());
+        }
+        all.retain(|(container, state)| passes(container, state, key, value));
+    }
+    let mut text = String::new();
+    let rows = all.iter().map(|(c, state)| row(c, state, args.no_trunc));
+    match (&args.format, args.quiet) {
+        (Some(template), _) => {
+            for row in rows {
+                let _ = writeln!(text, "{}", template.fill(&row)?);
+            }
+        }
+        (None, true) => {
+            for row in rows {
+                let _ = writeln!(text, "{}", row["ID"].as_str().unwrap_or_default());
+            }
+        }
+        (None, false) => {
+            let columns = [
+                ("CONTAINER ID", "ID"),
+                ("IMAGE", "Image"),
+                ("COMMAND", "Command"),
+                ("CREATED", "RunningFor"),
+                ("STATUS", "Status"),
+                ("PORTS", "Ports"),
+                ("NAMES", "Names"),
+            ];
+            let cell = |row: &Value, key| row[key].as_str().unwrap_or_default().to_owned();
+            let mut lines = vec![columns.map(|(head, _)| head.to_owned()).to_vec()];
+            lines.extend(rows.map(|row| columns.map(|(_, key)| cell(&row, key)).to_vec()));
+            text = table(&lines);
+        }
+    }
+    print(&text)?;
+    Ok(0)
+}
+
+fn passes(container: &Container, state: &State, key: &str, value: &str) -> bool {
+    let record = &container.record;
+    match key {
+        "name" => record.name.contains(value.trim_start_matches(['^', '/'])),
+        "id" => record.id.starts_with(value),
+        "status" => state.status.name() == value,
+        "ancestor" => record.options.image == value || record.image.contains(value),
+        "exited" => {
+            state.status == Status::Exited && value.parse() == Ok(state.exit_code)
+        }
+        _ => {
+            let (name, wanted) = value.split_once('=').map_or((value, None), |(n, v)| (n, Some(v)));
+            let labels = create::labels(record);
+            let found = labels.get(name);
+            found.is_some_and(|found| wanted.is_none_or(|wanted| found == wanted))
+        }
+    }
+}
+
+fn row(container: &Container, state: &State, whole: bool) -> Value {
+    let record = &container.record;
+    let command = super::inspect::command_line(container).join(" ");
+    let cut = |text: &str, most: usize| match (whole, text.char_indices().nth(most)) {
+        (false, Some((at, _))) => format!("{}…", text.get(..at).unwrap_or_default()),
+        _ => text.to_owned(),
+    };
+    let id = if whole { record.id.as_str() } else { record.id.get(..12).unwrap_or(&record.id) };
+    let ports: Vec<String> = match state.status.is_live() {
+        true => state.ports.iter().map(super::inspect::published).collect(),
+        false => Vec::new(),
+    };
+    let labels = create::labels(record);
+    let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    json!({
+        "ID": id,
+        "Image": record.options.image,
+        "Command": format!("\"{}\"", cut(&command, 20)),
+        "CreatedAt": record.created,
+        "RunningFor": format!("{} ago", since(&record.created)),
+        "Status": status(state),
+        "State": state.status.name(),
+        "Ports": ports.join(", "),
+        "Names": record.name,
+        "Labels": labels.join(","),
+        "Networks": record.options.network.map_or("default".into(), |n| n.to_string()),
+    })
+}
+
+fn since(text: &str) -> String {
+    let then = timestamp(text).unwrap_or_default();
+    ago(OffsetDateTime::now_utc().unix_timestamp() - then)
+}
+
+/// Docker's words for it: `Up 5 minutes`, `Exited (0) 3 hours ago`.
+fn status(state: &State) -> String {
+    let started = || since(state.started.as_deref().unwrap_or_default());
+    let finished = || since(state.finished.as_deref().unwrap_or_default());
+    let health = state.health.as_ref().map(|health| format!(" ({health})")).unwrap_or_default();
+    match state.status {
+        Status::Created => "Created".into(),
+        Status::Running => format!("Up {}{health}", started()),
+        Status::Paused => format!("Up {} (Paused)", started()),
+        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, finished()),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, finished()),
+    }
+}

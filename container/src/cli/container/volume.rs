@@ -1,0 +1,98 @@
+//! `volume`.
+
+use serde_json::json;
+
+use super::{Outcome, each, print};
+use crate::cli::format::table;
+use crate::paths;
+use crate::state::{Containers, StateError, new_id};
+use crate::volume::Volumes;
+
+/// What there is to do with volumes.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make a volume
+    Create {
+        /// Set a label
+        #[arg(long, value_name = "NAME[=VALUE]")]
+        label: Vec<String>,
+        /// Its name [default: one is made up]
+        name: Option<String>,
+    },
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only their names
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Print all that is known of volumes
+    Inspect {
+        /// Names
+        #[arg(value_name = "VOLUME", required = true)]
+        names: Vec<String>,
+    },
+    /// Remove volumes, with all that is in them
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Names
+        #[arg(value_name = "VOLUME", required = true)]
+        names: Vec<String>,
+    },
+    /// Remove all volumes that no container has
+    Prune {
+        /// Do not ask
+        #[arg(short, long, required = true)]
+        force: bool,
+    },
+}
+
+pub(super) fn run(command: Command) -> Outcome {
+    let volumes = Volumes::at(&paths::data());
+    match command {
+        Command::Create { label, name } => {
+            let volume = volumes.make(&name.unwrap_or_else(new_id), &label)?;
+            print(&format!("{}\n", volume.name))?;
+            Ok(0)
+        }
+        Command::Ls { quiet } => {
+            let all = volumes.list()?;
+            let mut lines = Vec::new();
+            if quiet {
+                lines.extend(all.iter().map(|volume| vec![volume.name.clone()]));
+            } else {
+                lines.push(vec!["DRIVER".into(), "VOLUME NAME".into()]);
+                lines.extend(all.iter().map(|v| vec![v.driver.clone(), v.name.clone()]));
+            }
+            print(&table(&lines))?;
+            Ok(0)
+        }
+        Command::Inspect { names } => {
+            let found: Result<Vec<_>, _> = names.iter().map(|name| volumes.find(name)).collect();
+            print(&format!("{:#}\n", json!(found?)))?;
+            Ok(0)
+        }
+        Command::Rm { names } => each(&names, |name| {
+            volumes.remove(name, user(name)?.as_deref())?;
+            Ok(print(&format!("{name}\n"))?)
+        }),
+        Command::Prune { force: _ } => {
+            for volume in volumes.list()? {
+                if user(&volume.name)?.is_none() {
+                    volumes.remove(&volume.name, None)?;
+                    print(&format!("{}\n", volume.name))?;
+                }
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// A container that has the volume.
+fn user(volume: &str) -> Result<Option<String>, StateError> {
+    let all = Containers::open()?.list()?;
+    let has = |c: &crate::state::Container| {
+        c.record.shares.iter().any(|share| share.volume.as_deref() == Some(volume))
+    };
+    Ok(all.into_iter().find(has).map(|container| container.record.name))
+}

@@ -1,0 +1,242 @@
+//! Containers are made, planned and removed: from options and an image to a record, from a record to
+//! a VM.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cofferdam_agent_protocol::{ETC, api};
+use oci_spec::image::ImageConfiguration;
+
+use crate::disk::{self, DiskError};
+use crate::image::store::{Error as ImageError, Store};
+use crate::network::{self, NetworkError};
+use crate::options::{Isolation, Kind, Options, OptionsError, Port};
+use crate::paths;
+use crate::shim::Guest;
+use crate::spec::{self, Bind, SpecError};
+use crate::state::{
+    self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
+};
+use crate::vm::{Machine, Root, storage_path};
+use crate::volume::{VolumeError, Volumes};
+
+/// Why a container cannot be made, or run.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The options.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The specification.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The container's directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The writable layer.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// What is to be mounted is not there.
+    #[error("cannot mount {path}")]
+    Source {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a file nor a directory.
+    #[error("cannot mount {0}: only directories and regular files can be shared with a VM")]
+    Kind(PathBuf),
+    /// Process isolation.
+    #[error("--isolation=process is not there yet; run the image by podman or docker")]
+    Process,
+    /// An init process.
+    #[error("--init is not there yet; the guest's own init reaps what the container leaves to it")]
+    Init,
+}
+
+/// Makes a container, which does not run yet.
+pub fn create(containers: &Containers, options: Options) -> Result<Container, CreateError> {
+    if options.isolation == Isolation::Process {
+        return Err(CreateError::Process);
+    }
+    if options.init {
+        return Err(CreateError::Init);
+    }
+    // Before anything is made, what can be refused.
+    network::uplink(&options)?;
+    let store = Store::open_default()?;
+    let image = store.resolve(&options.image)?;
+    let id = new_id();
+    let shares = shares(&options)?;
+    let binds = guest_binds(&shares);
+    let spec = spec::build(&id, &options, &image.config, Path::new("rootfs"), &binds)?;
+    store.hold(&image, &id)?;
+    let record = Record {
+        id: id.clone(),
+        name: options.name.clone().unwrap_or_default(),
+        created: Now::text(),
+        image: image.id.to_string(),
+        image_config: image.config,
+        layers: image.layers,
+        shares,
+        options,
+    };
+    let made = containers.create(record, |container| -> Result<(), CreateError> {
+        let bundle = container.bundle();
+        fs::create_dir(&bundle).map_err(|source| CreateError::Source {
+            path: bundle.clone(),
+            source,
+        })?;
+        state::save(&bundle.join("config.json"), &spec)?;
+        let options = &container.record.options;
+        if !options.read_only {
+            let size = options.disk_size()?.unwrap_or(disk::DEFAULT_SIZE);
+            disk::make(&paths::data(), size, &container.upper())?;
+        }
+        Ok(())
+    });
+    match made {
+        Ok(container) => {
+            Events::write(&container.record, "create", None);
+            Ok(container)
+        }
+        Err(error) => {
+            let _ = store.release(&id);
+            Err(error)
+        }
+    }
+}
+
+/// What is shared with the container: binds and volumes, which are made as needed.
+fn shares(options: &Options) -> Result<Vec<Share>, CreateError> {
+    let volumes = Volumes::at(&paths::data());
+    let mut shares = Vec::new();
+    for mount in options.mounts() {
+        let (source, volume, anonymous) = match &mount.kind {
+            Kind::Tmpfs(_) => continue,
+            Kind::Bind { path, create } => (bind_source(path, *create)?, None, false),
+            Kind::Volume(name) => {
+                let anonymous = name.is_none();
+                let name = name.clone().unwrap_or_else(new_id);
+                let volume = volumes.make(&name, &[])?;
+                (volume.mountpoint, Some(name), anonymous)
+            }
+        };
+        shares.push(Share {
+            source,
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+            volume,
+            anonymous,
+        });
+    }
+    Ok(shares)
+}
+
+fn bind_source(path: &Path, create: bool) -> Result<PathBuf, CreateError> {
+    let error = |source| CreateError::Source {
+        path: path.to_owned(),
+        source,
+    };
+    if create && !path.exists() {
+        fs::create_dir_all(path).map_err(error)?;
+    }
+    let kind = fs::metadata(path).map_err(error)?.file_type();
+    if !kind.is_dir() && !kind.is_file() {
+        return Err(CreateError::Kind(path.to_owned()));
+    }
+    // What links lead to now: not to something else at the next start.
+    path.canonicalize().map_err(error)
+}
+
+/// What is mounted from outside, where the agent finds it.
+fn guest_binds(shares: &[Share]) -> Vec<Bind> {
+    let etc = |name: &str| Bind {
+        source: Path::new(ETC).join(name),
+        target: format!("/etc/{name}"),
+        read_only: false,
+    };
+    let shares = shares.iter().enumerate().map(|(number, share)| Bind {
+        source: storage_path(number),
+        target: share.target.clone(),
+        read_only: share.read_only,
+    });
+    // The user's own files win.
+    [etc("resolv.conf"), etc("hosts")].into_iter().chain(shares).collect()
+}
+
+/// The VM of a container, what runs in it, and the ports that lead to it.
+pub fn plan(container: &Container) -> Result<(Machine, Guest, Vec<Port>), CreateError> {
+    let Record { id, options, .. } = &container.record;
+    let uplink = network::uplink(options)?;
+    let none = Vec::new();
+    let config = container.record.image_config.config().as_ref();
+    let exposed = config.and_then(|config| config.exposed_ports().as_ref());
+    let ports = network::ports(options, exposed.unwrap_or(&none))?;
+    let shares = &container.record.shares;
+    let machine = Machine {
+        kernel: options.kernel.clone(),
+        cpus: options.cpus,
+        memory: options.memory,
+        root: Root::Layers {
+            layers: container.record.layers.clone(),
+            upper: (!options.read_only).then(|| container.upper()),
+            is_temporary: options.rm,
+        },
+        shares: shares.iter().map(|s| (s.source.clone(), s.read_only)).collect(),
+        uplink,
+        ports: ports.clone(),
+        run: container.run.clone(),
+    };
+    let path = container.bundle().join("config.json");
+    let spec = fs::read(&path).map_err(|source| CreateError::Source { path, source })?;
+    let uplink = machine.uplink.as_ref();
+    let hostname = spec::hostname(id, options);
+    let hosts = network::hosts(&options.add_host, &hostname, uplink.map(|u| u.address));
+    let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let resolv = network::resolv_conf(options, &resolv, uplink.map(|u| u.gateway));
+    let mut streams = api::Streams::new();
+    streams.token = new_id();
+    streams.stdin = options.interactive;
+    streams.stdout = true;
+    streams.stderr = !options.tty;
+    let guest = Guest {
+        id: id.clone(),
+        spec,
+        streams,
+        size: options.tty.then_some((24, 80)),
+        network: machine.network(&hostname, hosts, resolv),
+    };
+    Ok((machine, guest, ports))
+}
+
+/// Removes a container that does not run, with the volumes that are its own. `lock` is its.
+pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
+    container.remove(lock)?;
+    let volumes = Volumes::at(&paths::data());
+    for share in container.record.shares.iter().filter(|share| share.anonymous) {
+        if let Some(name) = &share.volume {
+            volumes.remove(name, None)?;
+        }
+    }
+    Store::open_default()?.release(&container.record.id)?;
+    Events::write(&container.record, "destroy", None);
+    Ok(())
+}
+
+/// What an image says of its labels and the like, for who shows it.
+pub fn labels(record: &Record) -> std::collections::BTreeMap<String, String> {
+    let image: &ImageConfiguration = &record.image_config;
+    spec::labels(&record.options, image)
+}

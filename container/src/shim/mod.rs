@@ -1,0 +1,346 @@
+//! The shim: one small process for each container that runs. It starts the monitor, holds the
+//! container's streams, keeps its state, and answers at a socket. No daemon is needed: whoever wants
+//! something of a container asks its shim, or the agent in its VM.
+
+mod monitor;
+mod output;
+mod server;
+mod session;
+pub mod wire;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+pub use output::{LogLine, Stream};
+pub use session::{Guest, Streams, container, process, signal, size};
+
+use crate::create::{self, CreateError};
+use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
+use output::Output;
+use session::{End, Session, SessionError};
+use wire::Failure;
+
+/// What a shim writes to its standard output when its socket is there.
+pub const READY: &str = "ready\n";
+/// How long the last output of a container that ended may take, and the last words to clients.
+const LAST: Duration = Duration::from_secs(5);
+/// Between the end of a container and its next start; it doubles each time.
+const RESTART: Duration = Duration::from_millis(100);
+/// And at most.
+const LONGEST_RESTART: Duration = Duration::from_secs(60);
+
+/// Why there is no shim.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// The container's files.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What the container is made of.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The container does not run.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Its socket, or another file.
+    #[error("{action}")]
+    Io {
+        /// What was tried: "cannot listen at …".
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ShimError {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Session(error) => error.failure(),
+            other => Failure {
+                code: 125,
+                message: crate::describe(other),
+            },
+        }
+    }
+}
+
+/// A container in the hands of its shim.
+struct Shim {
+    container: Container,
+    output: Output,
+    life: Mutex<Life>,
+    changed: Condvar,
+}
+
+/// How far it is.
+#[derive(Default)]
+struct Life {
+    /// Somebody wants it to run.
+    wanted: bool,
+    /// It has run.
+    started: bool,
+    /// Somebody stopped it, so it does not start again.
+    stopped: bool,
+    /// It does not run, and will not.
+    ended: bool,
+    /// Why it did not start.
+    failure: Option<Failure>,
+    /// The VM, while there is one.
+    session: Option<Arc<Session>>,
+    stdin: Option<Arc<UnixStream>>,
+    state: State,
+}
+
+/// Is the shim of the container with this ID until its end.
+pub fn main(id: &str) -> ExitCode {
+    match run(id) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cofferdam: {}", crate::describe(&error));
+            ExitCode::from(125)
+        }
+    }
+}
+
+fn run(id: &str) -> Result<(), ShimError> {
+    // No terminal's signals any more. It fails for who leads a session already.
+    let _ = rustix::process::setsid();
+    let container = Containers::open()?.find(id)?;
+    let lock = container.lock()?;
+    let listener = listen(&container)?;
+    let log = container.log();
+    let output = Output::new(&log).map_err(|source| ShimError::Io {
+        action: format!("cannot open {}", log.display()),
+        source,
+    })?;
+    let state = State {
+        shim: std::process::id(),
+        exit_code: 0,
+        error: String::new(),
+        oom_killed: false,
+        restarts: 0,
+        ..container.state()?
+    };
+    let life = Life {
+        state,
+        ..Life::default()
+    };
+    let shim = Arc::new(Shim {
+        container,
+        output,
+        life: Mutex::new(life),
+        changed: Condvar::new(),
+    });
+    let (busy, idle) = channel();
+    let theirs = Arc::clone(&shim);
+    thread::spawn(move || server::serve(&theirs, &listener, &busy));
+    say_ready();
+    let theirs = Arc::clone(&shim);
+    thread::spawn(move || theirs.watch_starter());
+
+    let code = shim.live();
+    shim.finish(lock, code);
+    // Those who are told the end have heard it when all senders are gone.
+    let _ = idle.recv_timeout(LAST);
+    Ok(())
+}
+
+/// Held by who still talks with a client.
+type Busy = Sender<()>;
+
+fn listen(container: &Container) -> Result<UnixListener, ShimError> {
+    let path = container.socket();
+    let listen = || {
+        let mut dir = fs::DirBuilder::new();
+        dir.recursive(true).mode(0o700).create(&container.run)?;
+        // Of a shim that was killed; we have the lock.
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(&path)
+    };
+    listen().map_err(|source| ShimError::Io {
+        action: format!("cannot listen at {}", path.display()),
+        source,
+    })
+}
+
+/// Tells who started us that the socket is there.
+fn say_ready() {
+    let mut out = io::stdout();
+    let _ = out.write_all(READY.as_bytes()).and_then(|()| out.flush());
+}
+
+impl Shim {
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something holds of the container's life.
+    fn wait_until(&self, mut holds: impl FnMut(&Life) -> bool) -> MutexGuard<'_, Life> {
+        let life = self.life();
+        let done = self.changed.wait_while(life, |life| !holds(life));
+        done.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the container's life, and writes its state down.
+    fn change(&self, change: impl FnOnce(&mut Life)) {
+        let mut life = self.life();
+        let before = life.state.clone();
+        change(&mut life);
+        if life.state != before
+            && let Err(error) = self.container.set_state(&life.state)
+        {
+            log::error!("the state is lost: {}", crate::describe(&error));
+        }
+        drop(life);
+        self.changed.notify_all();
+    }
+
+    /// Who started us holds our standard input until he has said that the container shall run. If he
+    /// dies before, it shall not.
+    fn watch_starter(&self) {
+        let _ = io::stdin().read(&mut [0]);
+        self.change(|life| {
+            if !life.wanted {
+                life.failure = Some(Failure {
+                    code: 125,
+                    message: "who started the container is gone".into(),
+                });
+            }
+        });
+    }
+
+    /// Runs the container, again and again if its policy says so. Gives its last exit code.
+    fn live(&self) -> i32 {
+        let mut pause = RESTART;
+        loop {
+            let code = match self.live_once() {
+                Ok(end) => {
+                    self.ended(&end);
+                    end.code
+                }
+                Err(error) => {
+                    let failure = error.failure();
+                    let code = i32::from(failure.code);
+                    self.change(|life| {
+                        life.state.exit_code = code;
+                        life.state.error.clone_from(&failure.message);
+                        life.failure = Some(failure);
+                        life.session = None;
+                        life.stdin = None;
+                    });
+                    code
+                }
+            };
+            let life = self.life();
+            let policy = self.container.record.options.restart;
+            let again = life.started && !life.stopped && policy.applies(code, life.state.restarts);
+            drop(life);
+            if !again {
+                return code;
+            }
+            self.change(|life| {
+                life.state.status = Status::Restarting;
+                life.state.restarts += 1;
+                life.failure = None;
+            });
+            let life = self.life();
+            let paused = self.changed.wait_timeout_while(life, pause, |life| !life.stopped);
+            if paused.unwrap_or_else(PoisonError::into_inner).0.stopped {
+                return code;
+            }
+            pause = (pause * 2).min(LONGEST_RESTART);
+        }
+    }
+
+    fn ended(&self, end: &End) {
+        self.change(|life| {
+            life.state.pid = 0;
+            life.state.exit_code = end.code;
+            life.state.oom_killed = end.oom;
+            life.state.error = end.error.clone().unwrap_or_default();
+            life.state.finished = Some(Now::text());
+            life.session = None;
+            life.stdin = None;
+        });
+        Events::write(&self.container.record, "die", Some(end.code));
+    }
+
+    fn live_once(&self) -> Result<End, ShimError> {
+        let (machine, guest, ports) = create::plan(&self.container)?;
+        let is_temporary = self.container.record.options.rm;
+        let (session, streams) = Session::boot(&machine, guest)?;
+        let session = Arc::new(session);
+        self.change(|life| {
+            life.session = Some(Arc::clone(&session));
+            life.stdin = streams.stdin.map(Arc::new);
+            life.state.ports = ports;
+        });
+        if let Some(failure) = self.wait_until(|l| l.wanted || l.failure.is_some()).failure.clone() {
+            return Err(ShimError::Io {
+                action: "the start was given up".into(),
+                source: io::Error::other(failure),
+            });
+        }
+        let (done, all_done) = channel();
+        thread::scope(|scope| {
+            for (stream, from) in [
+                (Stream::Stdout, streams.stdout),
+                (Stream::Stderr, streams.stderr),
+            ] {
+                let (Some(from), done) = (from, done.clone()) else {
+                    continue;
+                };
+                scope.spawn(move || {
+                    self.output.pass_on(stream, from);
+                    drop(done);
+                });
+            }
+            drop(done);
+            let started = session.start();
+            if let Err(error) = started {
+                // The streams end with it.
+                session.kill();
+                return Err(error.into());
+            }
+            self.change(|life| {
+                life.started = true;
+                life.state.status = Status::Running;
+                life.state.pid = session.pid();
+                life.state.started = Some(Now::text());
+            });
+            Events::write(&self.container.record, "start", None);
+            let end = session.wait();
+            let _: Result<(), _> = all_done.recv_timeout(LAST);
+            session.end(!is_temporary);
+            Ok(end)
+        })
+    }
+
+    /// Writes down that it is over, lets go of the container, and tells everybody.
+    fn finish(&self, lock: Lock, code: i32) {
+        for path in [self.container.socket(), self.container.vsock()] {
+            let _ = fs::remove_file(path);
+        }
+        self.change(|life| {
+            if life.started {
+                life.state.status = Status::Exited;
+            }
+            (life.state.pid, life.state.shim) = (0, 0);
+        });
+        if self.container.record.options.rm
+            && let Err(error) = create::remove(&self.container, &lock)
+        {
+            log::error!("the container is not removed: {}", crate::describe(&error));
+        }
+        drop(lock);
+        self.change(|life| life.ended = true);
+        self.output.end(code);
+    }
+}

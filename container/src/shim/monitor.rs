@@ -1,0 +1,153 @@
+//! The monitor of a container's VM, as a child of the shim.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam::companion::{self, CompanionError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::process::set_parent_process_death_signal;
+
+/// The monitor's program, beside ours.
+const PROGRAM: &str = "cofferdam";
+
+/// Why there is no monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// It is not there.
+    #[error("the monitor")]
+    Program(#[from] CompanionError),
+    /// It cannot be started.
+    #[error("cannot start the monitor {program}")]
+    Start {
+        /// Its program.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended before the agent in its VM answered.
+    #[error("the VM did not start ({status}): {said}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last words.
+        said: String,
+    },
+}
+
+/// A running monitor. Dropped, it is killed. It never outlives the thread that started it.
+#[derive(Debug)]
+pub struct Monitor {
+    pid: Pid,
+    end: Arc<End>,
+    log: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    status: Mutex<Option<ExitStatus>>,
+    came: Condvar,
+}
+
+impl End {
+    fn status(&self) -> MutexGuard<'_, Option<ExitStatus>> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Monitor {
+    /// Starts it with a configuration; what it says goes to the file `log`.
+    pub fn start(config: &Path, log: &Path) -> Result<Self, MonitorError> {
+        let program = companion::find(PROGRAM)?;
+        let start = |source| MonitorError::Start {
+            program: program.clone(),
+            source,
+        };
+        let stderr = File::create(log).map_err(start)?;
+        let mut command = Command::new(&program);
+        command.args(["boot", "--config"]).arg(config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let parent = rustix::process::getpid();
+        // SAFETY: between fork and exec the closure makes two system calls and nothing else: it
+        // takes no lock and allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+                // The parent may have died before the wish was heard.
+                if rustix::process::getppid() != Some(parent) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(start)?;
+        let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|e| start(io::Error::other(e)))?);
+        let end = Arc::new(End::default());
+        let theirs = Arc::clone(&end);
+        thread::spawn(move || {
+            let status = child.wait().unwrap_or_default();
+            *theirs.status() = Some(status);
+            theirs.came.notify_all();
+        });
+        Ok(Self {
+            pid,
+            end,
+            log: log.to_owned(),
+        })
+    }
+
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&self) -> Option<ExitStatus> {
+        *self.end.status()
+    }
+
+    /// Waits for its end, so long at most.
+    pub fn wait(&self, patience: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + patience;
+        let mut status = self.end.status();
+        while status.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.end.came.wait_timeout(status, left);
+            status = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *status
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn kill(&self) {
+        // The lock keeps the number from being another's: it is waited for under it, or not yet.
+        if self.end.status().is_none() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+        self.wait(Duration::from_secs(30));
+    }
+
+    /// Its last words, in one line.
+    pub fn said(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = text.lines().rev().find(|line| !line.trim().is_empty());
+        let last = last.unwrap_or("it said nothing").trim();
+        last.trim_start_matches("cofferdam: ").to_owned()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,170 @@
+//! What a container prints: into its log, and to all that are attached.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::wire::Frame;
+use crate::state::Now;
+
+/// Frames that wait for a client that is slow; then the container waits for him, as with Docker.
+const QUEUE: usize = 64;
+/// A longer line is several lines of the log, in bytes.
+const MAX_LINE: usize = 16 << 10;
+
+/// A line of the log: Docker's `json-file`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// What was printed, with its newline.
+    pub log: String,
+    /// `stdout` or `stderr`.
+    pub stream: Stream,
+    /// When, as RFC 3339 has it.
+    pub time: String,
+}
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output; all output of a terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Where output goes.
+#[derive(Debug)]
+pub struct Output {
+    log: Mutex<File>,
+    clients: Mutex<Vec<SyncSender<Frame>>>,
+}
+
+impl Output {
+    /// With a log that goes on where it ended.
+    pub fn new(log: &Path) -> io::Result<Self> {
+        let log = File::options().create(true).append(true).open(log)?;
+        Ok(Self {
+            log: Mutex::new(log),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// All frames from now on.
+    pub fn attach(&self) -> Receiver<Frame> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        self.clients().push(sender);
+        receiver
+    }
+
+    /// Says how it ended, and lets all go.
+    pub fn end(&self, code: i32) {
+        for client in self.clients().drain(..) {
+            let _ = client.send(Frame::End(code));
+        }
+    }
+
+    /// Passes a stream on until its end.
+    pub fn pass_on(&self, stream: Stream, mut from: impl Read) {
+        let mut buffer = vec![0; 64 << 10];
+        let mut line = Vec::new();
+        loop {
+            let count = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // The VM's end.
+                Err(_) => break,
+            };
+            let data = buffer.get(..count).unwrap_or_default();
+            self.log(stream, &mut line, data);
+            let frame = match stream {
+                Stream::Stdout => Frame::Output(data.to_vec()),
+                Stream::Stderr => Frame::Error(data.to_vec()),
+            };
+            // Outside the lock: a slow client keeps nobody from attaching.
+            let clients = self.clients().clone();
+            let gone: Vec<bool> = clients
+                .iter()
+                .map(|client| client.send(frame.clone()).is_err())
+                .collect();
+            if gone.contains(&true) {
+                let mut gone = gone.into_iter();
+                self.clients().retain(|_| !gone.next().unwrap_or(false));
+            }
+        }
+        if !line.is_empty() {
+            self.write(stream, &line);
+        }
+    }
+
+    fn log(&self, stream: Stream, line: &mut Vec<u8>, data: &[u8]) {
+        for piece in data.split_inclusive(|&byte| byte == b'\n') {
+            line.extend(piece);
+            while line.len() > MAX_LINE {
+                let rest = line.split_off(MAX_LINE);
+                self.write(stream, line);
+                *line = rest;
+            }
+            if line.ends_with(b"\n") {
+                self.write(stream, line);
+                line.clear();
+            }
+        }
+    }
+
+    fn write(&self, stream: Stream, text: &[u8]) {
+        let line = LogLine {
+            log: String::from_utf8_lossy(text).into_owned(),
+            stream,
+            time: Now::text(),
+        };
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = serde_json::to_vec(&line)
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                log.write_all(&line)
+            });
+        if let Err(error) = written {
+            log::error!("a line of the container's log is lost: {error}");
+        }
+    }
+
+    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<SyncSender<Frame>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, `logs` shows other lines than the container printed, or who is attached misses
+    /// some.
+    #[test]
+    fn output_reaches_log_and_clients() {
+        let path = std::env::temp_dir().join(format!("cofferdam-log-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let output = Output::new(&path).unwrap();
+        let gone = output.attach();
+        drop(gone);
+        let client = output.attach();
+        let long = "x".repeat(MAX_LINE + 5);
+        let text = format!("one\ntwo\n{long}\nend");
+        output.pass_on(Stream::Stderr, text.as_bytes());
+        output.end(7);
+        let frames: Vec<Frame> = client.iter().collect();
+        assert_eq!(frames, [Frame::Error(text.into_bytes()), Frame::End(7)]);
+        let log = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let lines: Vec<LogLine> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let text: Vec<&str> = lines.iter().map(|line| line.log.as_str()).collect();
+        assert_eq!(text, ["one\n", "two\n", &long[..MAX_LINE], "xxxxx\n", "end"]);
+        assert!(lines.iter().all(|line| line.stream == Stream::Stderr));
+    }
+}
