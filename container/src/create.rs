@@ -9,7 +9,8 @@ use cofferdam_agent_protocol::{ETC, api};
 use oci_spec::image::ImageConfiguration;
 
 use crate::disk::{self, DiskError};
-use crate::image::store::{Error as ImageError, Store};
+use crate::image::Store;
+use crate::image::store::Error as ImageError;
 use crate::network::{self, NetworkError};
 use crate::options::{Isolation, Kind, Options, OptionsError, Port};
 use crate::paths;
@@ -173,7 +174,10 @@ fn guest_binds(shares: &[Share]) -> Vec<Bind> {
         read_only: share.read_only,
     });
     // The user's own files win.
-    [etc("resolv.conf"), etc("hosts")].into_iter().chain(shares).collect()
+    [etc("resolv.conf"), etc("hosts")]
+        .into_iter()
+        .chain(shares)
+        .collect()
 }
 
 /// The VM of a container, what runs in it, and the ports that lead to it.
@@ -194,7 +198,10 @@ pub fn plan(container: &Container) -> Result<(Machine, Guest, Vec<Port>), Create
             upper: (!options.read_only).then(|| container.upper()),
             is_temporary: options.rm,
         },
-        shares: shares.iter().map(|s| (s.source.clone(), s.read_only)).collect(),
+        shares: shares
+            .iter()
+            .map(|s| (s.source.clone(), s.read_only))
+            .collect(),
         uplink,
         ports: ports.clone(),
         run: container.run.clone(),
@@ -225,7 +232,12 @@ pub fn plan(container: &Container) -> Result<(Machine, Guest, Vec<Port>), Create
 pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
     container.remove(lock)?;
     let volumes = Volumes::at(&paths::data());
-    for share in container.record.shares.iter().filter(|share| share.anonymous) {
+    for share in container
+        .record
+        .shares
+        .iter()
+        .filter(|share| share.anonymous)
+    {
         if let Some(name) = &share.volume {
             volumes.remove(name, None)?;
         }

@@ -166,7 +166,11 @@ mod tests {
         make(&dir, Bytes(1 << 30), &disk).unwrap();
         let metadata = fs::metadata(&disk).unwrap();
         assert_eq!(metadata.len(), 1 << 30);
-        assert!(metadata.blocks() * 512 < 4 << 20, "{}", metadata.blocks() * 512);
+        assert!(
+            metadata.blocks() * 512 < 4 << 20,
+            "{}",
+            metadata.blocks() * 512
+        );
         assert!(make(&dir, Bytes(1 << 20), &dir.join("small")).is_err());
         fs::remove_dir_all(dir).unwrap();
     }

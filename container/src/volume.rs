@@ -126,7 +126,9 @@ impl Volumes {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(file("cannot read", &self.dir))?,
         };
-        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let names = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
         // One that is only half made is none yet.
         let mut all: Vec<Volume> = names.filter_map(|name| self.find(&name).ok()).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -162,7 +164,10 @@ mod tests {
         fs::write(volume.mountpoint.join("file"), "x").unwrap();
         assert_eq!(volumes.make("data", &[]).unwrap(), volume);
         assert_eq!(volumes.list().unwrap(), [volume]);
-        assert!(matches!(volumes.make("../x", &[]), Err(VolumeError::Name(_))));
+        assert!(matches!(
+            volumes.make("../x", &[]),
+            Err(VolumeError::Name(_))
+        ));
         assert!(matches!(volumes.find(".."), Err(VolumeError::Unknown(_))));
         let error = volumes.remove("data", Some("web")).unwrap_err().to_string();
         assert!(error.contains("web"), "{error}");

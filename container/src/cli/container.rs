@@ -156,10 +156,18 @@ fn signal(text: &str) -> Result<i32, String> {
     } else {
         format!("SIG{upper}")
     };
-    if let Some(offset) = name.strip_prefix("SIGRTMIN+").and_then(|n| n.parse::<i32>().ok()) {
-        return (0..=30).contains(&offset).then_some(34 + offset).ok_or_else(bad);
+    if let Some(offset) = name
+        .strip_prefix("SIGRTMIN+")
+        .and_then(|n| n.parse::<i32>().ok())
+    {
+        return (0..=30)
+            .contains(&offset)
+            .then_some(34 + offset)
+            .ok_or_else(bad);
     }
-    name.parse::<Signal>().map(|signal| signal as i32).map_err(|_| bad())
+    name.parse::<Signal>()
+        .map(|signal| signal as i32)
+        .map_err(|_| bad())
 }
 
 #[cfg(test)]

@@ -68,7 +68,9 @@ fn filled(action: &str, value: &Value) -> Result<String, TemplateError> {
         if name.contains(|c: char| !c.is_alphanumeric() && c != '_') {
             return Err(TemplateError::Action(action.to_owned()));
         }
-        found = found.get(name).ok_or_else(|| TemplateError::Field(path.to_owned()))?;
+        found = found
+            .get(name)
+            .ok_or_else(|| TemplateError::Field(path.to_owned()))?;
     }
     Ok(match found {
         Value::String(text) if !as_json => text.clone(),
@@ -81,14 +83,19 @@ fn filled(action: &str, value: &Value) -> Result<String, TemplateError> {
 pub fn table(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column| {
-        let cells = lines.iter().filter_map(|line: &Vec<String>| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells
+            .map(|cell: &String| cell.chars().count())
+            .max()
+            .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for line in lines {
         let cells = line.iter().zip(&widths);
-        let padded: Vec<String> = cells.map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(padded.join("   ").trim_end());
         text.push('\n');
     }
@@ -135,7 +142,12 @@ mod tests {
             assert_eq!(fill(text).unwrap(), expected);
         }
         assert_eq!(fill("json").unwrap(), value.to_string());
-        for bad in ["{{.Nothing}}", "{{range .Args}}", "{{.Args", "{{.State | len}}"] {
+        for bad in [
+            "{{.Nothing}}",
+            "{{range .Args}}",
+            "{{.Args",
+            "{{.State | len}}",
+        ] {
             assert!(fill(bad).is_err(), "{bad}");
         }
     }
@@ -143,9 +155,16 @@ mod tests {
     /// If it fails, lists are not readable.
     #[test]
     fn tables_and_times() {
-        let lines = [vec!["A".to_owned(), "B".into()], vec!["long".into(), String::new()]];
+        let lines = [
+            vec!["A".to_owned(), "B".into()],
+            vec!["long".into(), String::new()],
+        ];
         assert_eq!(table(&lines), "A      B\nlong\n");
-        for (seconds, text) in [(0, "Less than a second"), (59, "59 seconds"), (7200, "2 hours")] {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (59, "59 seconds"),
+            (7200, "2 hours"),
+        ] {
             assert_eq!(ago(seconds), text);
         }
     }

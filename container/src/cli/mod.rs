@@ -1,5 +1,7 @@
 //! The command line of container mode: a file a subject.
 
+mod container;
+mod format;
 mod image;
 
 use std::error::Error;
@@ -29,6 +31,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
+    Container(container::Command),
+    #[command(flatten)]
     Image(image::Command),
 }
 
@@ -44,6 +48,7 @@ pub fn main() -> ExitCode {
         .and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => match cli.command {
+            Command::Container(command) => container::run(command),
             Command::Image(command) => image::run(command),
         },
         Err(error) => refuse(&error),

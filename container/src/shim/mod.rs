@@ -251,7 +251,9 @@ impl Shim {
                 life.failure = None;
             });
             let life = self.life();
-            let paused = self.changed.wait_timeout_while(life, pause, |life| !life.stopped);
+            let paused = self
+                .changed
+                .wait_timeout_while(life, pause, |life| !life.stopped);
             if paused.unwrap_or_else(PoisonError::into_inner).0.stopped {
                 return code;
             }
@@ -282,7 +284,11 @@ impl Shim {
             life.stdin = streams.stdin.map(Arc::new);
             life.state.ports = ports;
         });
-        if let Some(failure) = self.wait_until(|l| l.wanted || l.failure.is_some()).failure.clone() {
+        if let Some(failure) = self
+            .wait_until(|l| l.wanted || l.failure.is_some())
+            .failure
+            .clone()
+        {
             return Err(ShimError::Io {
                 action: "the start was given up".into(),
                 source: io::Error::other(failure),

@@ -73,7 +73,10 @@ impl Monitor {
         let stderr = File::create(log).map_err(start)?;
         let mut command = Command::new(&program);
         command.args(["boot", "--config"]).arg(config);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
         let parent = rustix::process::getpid();
         // SAFETY: between fork and exec the closure makes two system calls and nothing else: it
         // takes no lock and allocates nothing.

@@ -162,9 +162,15 @@ mod tests {
         assert_eq!(frames, [Frame::Error(text.into_bytes()), Frame::End(7)]);
         let log = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(path).unwrap();
-        let lines: Vec<LogLine> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let lines: Vec<LogLine> = log
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         let text: Vec<&str> = lines.iter().map(|line| line.log.as_str()).collect();
-        assert_eq!(text, ["one\n", "two\n", &long[..MAX_LINE], "xxxxx\n", "end"]);
+        assert_eq!(
+            text,
+            ["one\n", "two\n", &long[..MAX_LINE], "xxxxx\n", "end"]
+        );
         assert!(lines.iter().all(|line| line.stream == Stream::Stderr));
     }
 }

@@ -112,7 +112,9 @@ impl Shim {
 
     /// The container's input, when it is there.
     fn stdin(&self) -> Option<Arc<UnixStream>> {
-        self.wait_until(|life| life.session.is_some() || life.ended).stdin.clone()
+        self.wait_until(|life| life.session.is_some() || life.ended)
+            .stdin
+            .clone()
     }
 
     fn resize(&self, to: (u16, u16)) {
@@ -165,7 +167,8 @@ impl Shim {
         }
         let request = signal(&self.container.record.id, number);
         let sent = session.agent().signal(request);
-        sent.map(drop).map_err(|error| failure(crate::describe(&error)))
+        sent.map(drop)
+            .map_err(|error| failure(crate::describe(&error)))
     }
 
     /// KILL for the process; if that does not help, for the monitor.
@@ -181,7 +184,9 @@ impl Shim {
     /// Whether that life ends in so long a time.
     fn over_within(&self, session: &Arc<Session>, patience: Duration) -> bool {
         let is_on = |session_now: &Option<Arc<Session>>| {
-            session_now.as_ref().is_some_and(|now| Arc::ptr_eq(now, session))
+            session_now
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, session))
         };
         let until = Instant::now() + patience;
         let mut life = self.life();
@@ -228,7 +233,11 @@ impl Shim {
         };
         done.map_err(|error| failure(crate::describe(&error)))?;
         self.change(|life| {
-            life.state.status = if pause { Status::Paused } else { Status::Running };
+            life.state.status = if pause {
+                Status::Paused
+            } else {
+                Status::Running
+            };
         });
         let action = if pause { "pause" } else { "unpause" };
         crate::state::Events::write(&self.container.record, action, None);

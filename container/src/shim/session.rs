@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// Ends the VM. `keep`: what the container wrote is wanted, so its file system is unmounted first.
-    pub fn end(self, keep: bool) {
+    pub fn end(&self, keep: bool) {
         if keep {
             let (agent, id) = (Arc::clone(&self.agent), self.id.clone());
             bounded(CLEAN_UP, move || {

@@ -186,7 +186,12 @@ mod tests {
             assert_eq!(Frame::read(&mut from).unwrap(), Some(frame));
         }
         assert_eq!(Frame::read(&mut from).unwrap(), None);
-        for bad in [&[9, 0, 0, 0, 0][..], &[0, 255, 255, 255, 255], &[2, 1, 0, 0, 0, 0], &[0, 1]] {
+        for bad in [
+            &[9, 0, 0, 0, 0][..],
+            &[0, 255, 255, 255, 255],
+            &[2, 1, 0, 0, 0, 0],
+            &[0, 1],
+        ] {
             assert!(Frame::read(&mut &*bad).is_err(), "{bad:?}");
         }
     }
@@ -194,7 +199,10 @@ mod tests {
     /// If it fails, clients and shims do not understand each other.
     #[test]
     fn requests_survive() {
-        let request = Request::Stop { signal: 15, timeout: 10 };
+        let request = Request::Stop {
+            signal: 15,
+            timeout: 10,
+        };
         let mut line = Vec::new();
         write_line(&mut line, &request).unwrap();
         assert_eq!(read_line::<Request>(&mut line.as_slice()).unwrap(), request);

@@ -197,7 +197,10 @@ pub fn merge_env(env: &mut Vec<String>, more: &[String]) {
 
 /// The capabilities of one more process: those of its container, or all; to be used at once by root.
 pub fn set_capabilities(process: &mut Process, privileged: bool) {
-    let of_container = process.capabilities().as_ref().and_then(|c| c.bounding().clone());
+    let of_container = process
+        .capabilities()
+        .as_ref()
+        .and_then(|c| c.bounding().clone());
     let set = match privileged {
         true => caps::all(),
         false => of_container.unwrap_or_default(),

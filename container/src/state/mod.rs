@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 pub use events::{Event, Events};
 pub use names::{is_name, new_id, new_name};
-pub use record::{Now, Record, State, Status, timestamp};
+pub use record::{Now, Record, Share, State, Status, timestamp};
 
 use crate::paths;
 
@@ -113,7 +113,7 @@ impl Containers {
         use std::os::unix::fs::DirBuilderExt;
         let containers = Self {
             data: data.join("containers"),
-            run: run.join("containers"),
+            run: run.to_owned(),
         };
         for dir in [&containers.data, &containers.run] {
             fs::DirBuilder::new()
@@ -188,7 +188,7 @@ impl Containers {
             }
             .into());
         }
-        let run = self.run.join(&record.id);
+        let run = self.run_of(&record.id);
         let (dir, new) = (self.data.join(&record.id), format!(".new-{}", record.id));
         let new = self.data.join(new);
         fs::create_dir(&new).map_err(file("cannot make the directory", &new))?;
@@ -219,12 +219,17 @@ impl Containers {
         }
     }
 
+    /// By the first digits, since the paths of sockets must be short; so many are never the same.
+    fn run_of(&self, id: &str) -> PathBuf {
+        self.run.join(id.get(..16).unwrap_or(id))
+    }
+
     fn load(&self, id: &str) -> Result<Container, StateError> {
         let dir = self.data.join(id);
         Ok(Container {
             record: load(&dir.join(RECORD))?,
             dir,
-            run: self.run.join(id),
+            run: self.run_of(id),
         })
     }
 }

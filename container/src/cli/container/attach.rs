@@ -14,7 +14,7 @@ use crate::shim::wire::Frame;
 
 /// What ends a container's run for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Followed {
+pub(in crate::cli) enum Followed {
     /// It ended.
     Ended(i32),
     /// The user left it to itself.
@@ -28,7 +28,7 @@ const DETACH: [u8; 2] = [0x10, 0x11];
 
 /// Our terminal without its own ideas of what keys mean. Dropped, it has them again.
 #[derive(Debug)]
-pub(super) struct Raw(Option<Termios>);
+pub(in crate::cli) struct Raw(Option<Termios>);
 
 impl Raw {
     /// If standard input is a terminal, and the container has one.
@@ -59,7 +59,7 @@ impl Drop for Raw {
 
 /// Signals that are passed on; they must be blocked before there is a second thread.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Signals(SigSet);
+pub(in crate::cli) struct Signals(SigSet);
 
 impl Signals {
     /// Blocks them for this thread and those that it will start.
@@ -105,13 +105,15 @@ impl Signals {
 
 /// Rows and columns of our terminal.
 pub(super) fn window() -> Option<(u16, u16)> {
-    let size = tcgetwinsize(io::stdin()).or_else(|_| tcgetwinsize(io::stdout())).ok()?;
+    let size = tcgetwinsize(io::stdin())
+        .or_else(|_| tcgetwinsize(io::stdout()))
+        .ok()?;
     (size.ws_row != 0 && size.ws_col != 0).then_some((size.ws_row, size.ws_col))
 }
 
 /// Looks for the keys that detach in what is typed.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(in crate::cli) struct Keys {
     /// How many of them were the last to be typed.
     seen: usize,
 }
@@ -153,7 +155,7 @@ pub(super) fn show(data: &[u8], is_error: bool) {
 }
 
 /// What connects us with a container.
-pub(super) struct Attachment {
+pub(in crate::cli) struct Attachment {
     /// To its shim.
     pub(super) stream: UnixStream,
     /// From it.

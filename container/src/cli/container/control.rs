@@ -13,7 +13,7 @@ use crate::state::{Container, StateError, Status};
 
 /// Why a shim does not do what it should.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ControlError {
+pub(in crate::cli) enum ControlError {
     /// There is none.
     #[error("container {0} is not running")]
     NotRunning(String),
@@ -66,7 +66,7 @@ pub(super) fn failed(error: ControlError) -> super::Failed {
 }
 
 /// A connection to a shim, after its answer to a request.
-pub(super) struct Answered {
+pub(in crate::cli) struct Answered {
     /// For what is said to it.
     pub(super) stream: UnixStream,
     /// For what it says.
@@ -99,7 +99,7 @@ pub(super) fn request(container: &Container, what: &Request) -> Result<Answered,
 }
 
 /// A shim that was started and will run its container when it is told to. Dropped before, it gives up.
-pub(super) struct Starter<'a> {
+pub(in crate::cli) struct Starter<'a> {
     container: &'a Container,
     _hold: ChildStdin,
 }

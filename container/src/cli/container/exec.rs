@@ -9,9 +9,9 @@ use std::thread;
 use cofferdam_agent_protocol::{Client, api};
 use oci_spec::runtime::{Process, Spec};
 
+use super::Outcome;
 use super::attach::{Keys, Raw, Signals, show, window};
 use super::control::{ControlError, agent, failed};
-use super::Outcome;
 use crate::options::{Options, OptionsError};
 use crate::shim::{Streams, process, size};
 use crate::spec;
@@ -19,7 +19,7 @@ use crate::state::{self, Container, Containers, new_id};
 
 /// Run one more program in a container
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Give it what is typed
     #[arg(short, long)]
     interactive: bool,
@@ -48,7 +48,12 @@ pub(super) struct Args {
     #[arg(value_name = "CONTAINER")]
     name: String,
     /// Command and arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     command: Vec<String>,
 }
 
@@ -64,7 +69,8 @@ pub(super) fn exec(args: &Args) -> Outcome {
         }
         Some(signals) => {
             // Raw mode after the start: what goes wrong there is shown as usual.
-            let (exec, streams) = start(&agent, &container, &process, args, true).map_err(failed)?;
+            let (exec, streams) =
+                start(&agent, &container, &process, args, true).map_err(failed)?;
             let code = follow(&agent, &container.record.id, exec, streams, args, signals)
                 .map_err(failed)?;
             Ok(u8::try_from(code).unwrap_or(255))

@@ -16,7 +16,7 @@ use crate::state::{Container, Containers, State, Status};
 
 /// Print all that is known of containers
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// A template such as '{{.State.Status}}'
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<Template>,
@@ -27,7 +27,7 @@ pub(super) struct Args {
 
 /// Print the ports that a container publishes
 #[derive(Debug, clap::Args)]
-pub(super) struct PortArgs {
+pub(in crate::cli) struct PortArgs {
     /// Name or ID
     #[arg(value_name = "CONTAINER")]
     name: String,
@@ -38,7 +38,7 @@ pub(super) struct PortArgs {
 
 /// List a container's processes
 #[derive(Debug, clap::Args)]
-pub(super) struct TopArgs {
+pub(in crate::cli) struct TopArgs {
     /// Name or ID
     #[arg(value_name = "CONTAINER")]
     name: String,
@@ -46,7 +46,7 @@ pub(super) struct TopArgs {
 
 /// Print what containers use
 #[derive(Debug, clap::Args)]
-pub(super) struct StatsArgs {
+pub(in crate::cli) struct StatsArgs {
     /// Once, not again and again
     #[arg(long)]
     no_stream: bool,
@@ -75,8 +75,14 @@ pub(super) fn command_line(container: &Container) -> Vec<String> {
 
 /// A published port as `ps` has it.
 pub(super) fn published(port: &Port) -> String {
-    let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
-    let guest = Port { address: None, host: None, ..*port };
+    let address = port
+        .address
+        .map_or("0.0.0.0".into(), |address| address.to_string());
+    let guest = Port {
+        address: None,
+        host: None,
+        ..*port
+    };
     format!("{address}:{}->{guest}", port.host.unwrap_or_default())
 }
 
@@ -107,7 +113,8 @@ fn document(container: &Container, state: &State) -> Value {
     let path = command.next();
     let args: Vec<String> = command.collect();
     let mounts: Vec<Value> = record.shares.iter().map(mount).collect();
-    let spec: Value = crate::state::load(&container.bundle().join("config.json")).unwrap_or_default();
+    let spec: Value =
+        crate::state::load(&container.bundle().join("config.json")).unwrap_or_default();
     let process = &spec["process"];
     let of_image = record.image_config.config().as_ref();
     json!({
@@ -167,6 +174,7 @@ fn document(container: &Container, state: &State) -> Value {
         "Cofferdam": {
             "Layers": record.layers,
             "Kernel": options.kernel,
+            "Shim": state.shim,
             "Directory": container.dir,
             "Runtime": container.run,
         },
@@ -186,8 +194,14 @@ fn mount(share: &crate::state::Share) -> Value {
 fn ports(state: &State) -> Value {
     let mut ports = serde_json::Map::new();
     for port in &state.ports {
-        let guest = Port { address: None, host: None, ..*port };
-        let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+        let guest = Port {
+            address: None,
+            host: None,
+            ..*port
+        };
+        let address = port
+            .address
+            .map_or("0.0.0.0".into(), |address| address.to_string());
         let host = port.host.unwrap_or_default().to_string();
         let list = ports.entry(guest.to_string()).or_insert_with(|| json!([]));
         if let Value::Array(list) = list {
@@ -214,9 +228,15 @@ pub(super) fn port(args: &PortArgs) -> Outcome {
         _ => {}
     }
     for port in found {
-        let address = port.address.map_or("0.0.0.0".into(), |address| address.to_string());
+        let address = port
+            .address
+            .map_or("0.0.0.0".into(), |address| address.to_string());
         let host = port.host.unwrap_or_default();
-        let guest = Port { address: None, host: None, ..*port };
+        let guest = Port {
+            address: None,
+            host: None,
+            ..*port
+        };
         match args.port {
             Some(_) => print(&format!("{address}:{host}\n"))?,
             None => print(&format!("{guest} -> {address}:{host}\n"))?,
@@ -229,7 +249,11 @@ pub(super) fn top(args: &TopArgs) -> Outcome {
     let container = Containers::open()?.find(&args.name)?;
     let agent = agent(&container).map_err(failed)?;
     let list = agent.pids(of(&container.record.id))?;
-    let mut lines = vec![["UID", "PID", "PPID", "S", "TIME", "CMD"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["UID", "PID", "PPID", "S", "TIME", "CMD"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for process in list.processes {
         let seconds = process.cpu_us / 1_000_000;
         lines.push(vec![
@@ -237,7 +261,12 @@ pub(super) fn top(args: &TopArgs) -> Outcome {
             process.pid.to_string(),
             process.ppid.to_string(),
             process.state,
-            format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+            format!(
+                "{:02}:{:02}:{:02}",
+                seconds / 3600,
+                seconds / 60 % 60,
+                seconds % 60
+            ),
             process.command.join(" "),
         ]);
     }
@@ -251,7 +280,10 @@ pub(super) fn stats(args: &StatsArgs) -> Outcome {
     loop {
         let chosen = match args.names.as_slice() {
             [] => running(&containers)?,
-            names => names.iter().map(|n| containers.find(n)).collect::<Result<Vec<_>, _>>()?,
+            names => names
+                .iter()
+                .map(|n| containers.find(n))
+                .collect::<Result<Vec<_>, _>>()?,
         };
         // A share of a CPU is one of a time.
         if before.is_empty() {
@@ -294,7 +326,11 @@ fn read(container: &Container) -> Result<StatsResponse, Failed> {
 }
 
 fn cpu_us(stats: &StatsResponse) -> u64 {
-    stats.cpu_stat.get("usage_usec").copied().unwrap_or_default()
+    stats
+        .cpu_stat
+        .get("usage_usec")
+        .copied()
+        .unwrap_or_default()
 }
 
 fn usage(container: &Container, stats: &StatsResponse, share: f64) -> Value {
@@ -303,10 +339,20 @@ fn usage(container: &Container, stats: &StatsResponse, share: f64) -> Value {
         limit => limit,
     };
     // Without what the kernel would drop at once, as Docker counts.
-    let idle = stats.memory_stat.get("inactive_file").copied().unwrap_or_default();
+    let idle = stats
+        .memory_stat
+        .get("inactive_file")
+        .copied()
+        .unwrap_or_default();
     let used = stats.memory.saturating_sub(idle);
-    let network = stats.network.iter().fold((0, 0), |(rx, tx), i| (rx + i.rx_bytes, tx + i.tx_bytes));
-    let io = stats.io.iter().fold((0, 0), |(r, w), io| (r + io.read_bytes, w + io.write_bytes));
+    let network = stats
+        .network
+        .iter()
+        .fold((0, 0), |(rx, tx), i| (rx + i.rx_bytes, tx + i.tx_bytes));
+    let io = stats
+        .io
+        .iter()
+        .fold((0, 0), |(r, w), io| (r + io.read_bytes, w + io.write_bytes));
     let pair = |(a, b): (u64, u64)| format!("{} / {}", Bytes(a), Bytes(b));
     json!({
         "ID": container.record.id.get(..12),
@@ -339,7 +385,10 @@ fn show(args: &StatsArgs, rows: &[Value]) -> Result<(), Failed> {
     ];
     let mut lines = vec![columns.map(|(head, _)| head.to_owned()).to_vec()];
     let cell = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    lines.extend(rows.iter().map(|row| columns.map(|(_, key)| cell(row, key)).to_vec()));
+    lines.extend(
+        rows.iter()
+            .map(|row| columns.map(|(_, key)| cell(row, key)).to_vec()),
+    );
     if !args.no_stream {
         // A terminal's way of saying: from the top, on an empty screen.
         print("\x1b[H\x1b[2J")?;

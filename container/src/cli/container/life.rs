@@ -4,11 +4,11 @@ use super::control::{ControlError, failed, request, start_shim};
 use super::{Failed, Outcome, each, print, signal};
 use crate::create;
 use crate::shim::wire::{Frame, Request};
-use crate::state::{Container, Containers, StateError, Status};
+use crate::state::{Container, Containers, StateError};
 
 /// Containers by name.
 #[derive(Debug, clap::Args)]
-pub(super) struct Names {
+pub(in crate::cli) struct Names {
     /// Names or IDs
     #[arg(value_name = "CONTAINER", required = true)]
     names: Vec<String>,
@@ -16,7 +16,7 @@ pub(super) struct Names {
 
 /// Stop containers: a signal, and KILL after a while
 #[derive(Debug, clap::Args)]
-pub(super) struct StopArgs {
+pub(in crate::cli) struct StopArgs {
     /// Seconds until KILL [default: the container's --stop-timeout]
     #[arg(short, long, visible_alias = "time", value_name = "SECONDS")]
     timeout: Option<u32>,
@@ -30,7 +30,7 @@ pub(super) struct StopArgs {
 
 /// Send a signal to containers
 #[derive(Debug, clap::Args)]
-pub(super) struct KillArgs {
+pub(in crate::cli) struct KillArgs {
     /// The signal
     #[arg(short, long, default_value = "KILL", value_parser = signal)]
     signal: i32,
@@ -41,7 +41,7 @@ pub(super) struct KillArgs {
 
 /// Remove containers
 #[derive(Debug, clap::Args)]
-pub(super) struct RmArgs {
+pub(in crate::cli) struct RmArgs {
     /// Also those that run, which are killed
     #[arg(short, long)]
     force: bool,
@@ -73,7 +73,10 @@ pub(super) fn restart(args: &StopArgs) -> Outcome {
     each(&args.names, |name| {
         let container = containers.find(name)?;
         stop_one(&container, args)?;
-        start_shim(&container).map_err(failed)?.start().map_err(failed)?;
+        start_shim(&container)
+            .map_err(failed)?
+            .start()
+            .map_err(failed)?;
         Ok(print(&format!("{name}\n"))?)
     })
 }
@@ -84,7 +87,9 @@ fn stop_one(container: &Container, args: &StopArgs) -> Result<(), Failed> {
     }
     let stop = Request::Stop {
         signal: args.signal.unwrap_or_else(|| stop_signal(container)),
-        timeout: args.timeout.unwrap_or(container.record.options.stop_timeout),
+        timeout: args
+            .timeout
+            .unwrap_or(container.record.options.stop_timeout),
     };
     match request(container, &stop) {
         // It ended by itself meanwhile.
@@ -190,7 +195,6 @@ fn remove(container: &Container, force: bool) -> Result<(), Failed> {
             return Ok(());
         }
     }
-    debug_assert!(status != Status::Running || force);
     let lock = container.lock()?;
     Ok(create::remove(container, &lock)?)
 }

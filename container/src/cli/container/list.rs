@@ -12,7 +12,7 @@ use crate::state::{Container, Containers, State, Status, timestamp};
 
 /// List containers
 #[derive(Debug, clap::Args)]
-pub(super) struct PsArgs {
+pub(in crate::cli) struct PsArgs {
     /// Also those that do not run
     #[arg(short, long)]
     all: bool,
@@ -51,9 +51,10 @@ pub(super) fn ps(args: &PsArgs) -> Outcome {
         (true, _) => all.truncate(1),
         (_, Some(count)) => all.truncate(count),
         _ => {
-            let by_status = args.filter.iter().any(|filter| {
-                filter.starts_with("status=") || filter.starts_with("exited=")
-            });
+            let by_status = args
+                .filter
+                .iter()
+                .any(|filter| filter.starts_with("status=") || filter.starts_with("exited="));
             if !args.all && !by_status {
                 all.retain(|(_, state)| state.status.is_live());
             }
@@ -61,7 +62,10 @@ pub(super) fn ps(args: &PsArgs) -> Outcome {
     }
     for filter in &args.filter {
         let (key, value) = filter.split_once('=').unwrap_or((filter, ""));
-        if !matches!(key, "name" | "id" | "status" | "label" | "ancestor" | "exited") {
+        if !matches!(
+            key,
+            "name" | "id" | "status" | "label" | "ancestor" | "exited"
+        ) {
             return Err(FilterError(key.to_owned()).into());
         }
         all.retain(|(container, state)| passes(container, state, key, value));
@@ -106,11 +110,11 @@ fn passes(container: &Container, state: &State, key: &str, value: &str) -> bool 
         "id" => record.id.starts_with(value),
         "status" => state.status.name() == value,
         "ancestor" => record.options.image == value || record.image.contains(value),
-        "exited" => {
-            state.status == Status::Exited && value.parse() == Ok(state.exit_code)
-        }
+        "exited" => state.status == Status::Exited && value.parse() == Ok(state.exit_code),
         _ => {
-            let (name, wanted) = value.split_once('=').map_or((value, None), |(n, v)| (n, Some(v)));
+            let (name, wanted) = value
+                .split_once('=')
+                .map_or((value, None), |(n, v)| (n, Some(v)));
             let labels = create::labels(record);
             let found = labels.get(name);
             found.is_some_and(|found| wanted.is_none_or(|wanted| found == wanted))
@@ -125,7 +129,11 @@ fn row(container: &Container, state: &State, whole: bool) -> Value {
         (false, Some((at, _))) => format!("{}…", text.get(..at).unwrap_or_default()),
         _ => text.to_owned(),
     };
-    let id = if whole { record.id.as_str() } else { record.id.get(..12).unwrap_or(&record.id) };
+    let id = if whole {
+        record.id.as_str()
+    } else {
+        record.id.get(..12).unwrap_or(&record.id)
+    };
     let ports: Vec<String> = match state.status.is_live() {
         true => state.ports.iter().map(super::inspect::published).collect(),
         false => Vec::new(),
@@ -156,7 +164,11 @@ fn since(text: &str) -> String {
 fn status(state: &State) -> String {
     let started = || since(state.started.as_deref().unwrap_or_default());
     let finished = || since(state.finished.as_deref().unwrap_or_default());
-    let health = state.health.as_ref().map(|health| format!(" ({health})")).unwrap_or_default();
+    let health = state
+        .health
+        .as_ref()
+        .map(|health| format!(" ({health})"))
+        .unwrap_or_default();
     match state.status {
         Status::Created => "Created".into(),
         Status::Running => format!("Up {}{health}", started()),

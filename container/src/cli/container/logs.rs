@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Print what a container printed
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// And what it prints from now on, until it ends
     #[arg(short, long)]
     follow: bool,
@@ -36,7 +36,7 @@ pub(super) struct Args {
 
 /// Print what happens to containers
 #[derive(Debug, clap::Args)]
-pub(super) struct EventsArgs {
+pub(in crate::cli) struct EventsArgs {
     /// What happened since then, too (RFC 3339)
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
@@ -64,7 +64,10 @@ pub(super) fn logs(args: &Args) -> Outcome {
     let since = time(&args.since)?;
     let tail = match args.tail.as_str() {
         "all" | "-1" => None,
-        text => Some(text.parse::<usize>().map_err(|_| LogError::Tail(text.to_owned()))?),
+        text => Some(
+            text.parse::<usize>()
+                .map_err(|_| LogError::Tail(text.to_owned()))?,
+        ),
     };
     let Some(mut lines) = Lines::open(&container.log())? else {
         return Ok(0);
@@ -83,7 +86,10 @@ pub(super) fn logs(args: &Args) -> Outcome {
     for line in first.iter().skip(skip) {
         show_line(line, args.timestamps);
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(0);
+    }
+    loop {
         // Before the last look, or what it printed last might be missed.
         let live = container.state().is_ok_and(|state| state.status.is_live());
         while let Some(line) = lines.next::<LogLine>()? {
@@ -168,8 +174,19 @@ pub(super) fn events(args: &EventsArgs) -> Outcome {
 fn line(event: &Event) -> String {
     let time = time::OffsetDateTime::from_unix_timestamp_nanos(event.time_ns).ok();
     let format = time::format_description::well_known::Rfc3339;
-    let time = time.and_then(|time| time.format(&format).ok()).unwrap_or_default();
-    let code = event.exit_code.map(|code| format!("exitCode={code}, ")).unwrap_or_default();
-    let Event { action, id, name, image, .. } = event;
+    let time = time
+        .and_then(|time| time.format(&format).ok())
+        .unwrap_or_default();
+    let code = event
+        .exit_code
+        .map(|code| format!("exitCode={code}, "))
+        .unwrap_or_default();
+    let Event {
+        action,
+        id,
+        name,
+        image,
+        ..
+    } = event;
     format!("{time} container {action} {id} ({code}image={image}, name={name})\n")
 }

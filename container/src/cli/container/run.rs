@@ -25,7 +25,7 @@ Exit codes: the container's own; 125 if Cofferdam failed, 126 if the program can
 /// Run an image in a new container
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct RunArgs {
+pub(in crate::cli) struct RunArgs {
     /// Leave it running, and print its ID
     #[arg(short, long)]
     detach: bool,
@@ -35,14 +35,14 @@ pub(super) struct RunArgs {
 
 /// Make a container, to be started later
 #[derive(Debug, clap::Args)]
-pub(super) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     #[command(flatten)]
     options: Options,
 }
 
 /// Start containers that were made or have ended
 #[derive(Debug, clap::Args)]
-pub(super) struct StartArgs {
+pub(in crate::cli) struct StartArgs {
     /// Stay with it, and show what it prints
     #[arg(short, long)]
     attach: bool,
@@ -56,7 +56,7 @@ pub(super) struct StartArgs {
 
 /// Connect with a container's input and output
 #[derive(Debug, clap::Args)]
-pub(super) struct AttachArgs {
+pub(in crate::cli) struct AttachArgs {
     /// Give it no input
     #[arg(long)]
     no_stdin: bool,

@@ -10,7 +10,7 @@ use crate::volume::Volumes;
 
 /// What there is to do with volumes.
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Command {
+pub(in crate::cli) enum Command {
     /// Make a volume
     Create {
         /// Set a label
@@ -92,7 +92,13 @@ pub(super) fn run(command: Command) -> Outcome {
 fn user(volume: &str) -> Result<Option<String>, StateError> {
     let all = Containers::open()?.list()?;
     let has = |c: &crate::state::Container| {
-        c.record.shares.iter().any(|share| share.volume.as_deref() == Some(volume))
+        c.record
+            .shares
+            .iter()
+            .any(|share| share.volume.as_deref() == Some(volume))
     };
-    Ok(all.into_iter().find(has).map(|container| container.record.name))
+    Ok(all
+        .into_iter()
+        .find(has)
+        .map(|container| container.record.name))
 }
