@@ -142,10 +142,14 @@ impl Monitor {
 
     /// Its last words, in one line.
     pub fn said(&self) -> String {
+        const NAME: &str = "cofferdam: ";
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let last = text.lines().rev().find(|line| !line.trim().is_empty());
-        let last = last.unwrap_or("it said nothing").trim();
-        last.trim_start_matches("cofferdam: ").to_owned()
+        // What is wrong, and what helps, or else the last line of the log.
+        let words = match text.rfind(NAME) {
+            Some(at) => text.get(at + NAME.len()..).unwrap_or_default(),
+            None => text.trim_end().lines().last().unwrap_or("it said nothing"),
+        };
+        words.trim().replace('\n', "; ")
     }
 }
 

@@ -43,15 +43,21 @@ impl Devices<'_> {
     }
 }
 
-/// Looks at the directories before a process is started that cannot say it better.
+/// Looks at the directories, and at single files that have a name in one, before a process is
+/// started that cannot say it better.
 fn look_at(tag: &str, shared: &[&FsConfig]) -> Result<(), DeviceError> {
-    let mut paths = shared.iter().filter_map(|fs| fs.path.as_ref());
-    paths.try_for_each(|path| match std::fs::read_dir(path) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(DeviceError::FsDirectory {
+    for fs in shared {
+        let Some(path) = &fs.path else { continue };
+        let is_file = fs.name.is_some() && path.is_file();
+        let looked = match is_file {
+            true => std::fs::File::open(path).map(drop),
+            false => std::fs::read_dir(path).map(drop),
+        };
+        looked.map_err(|source| DeviceError::FsDirectory {
             tag: tag.to_owned(),
             path: path.clone(),
             source,
-        }),
-    })
+        })?;
+    }
+    Ok(())
 }
