@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_agent_protocol::{ETC, api};
 use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::Spec;
 
 use crate::disk::{self, DiskError};
 use crate::image::Store;
@@ -14,7 +15,7 @@ use crate::image::store::Error as ImageError;
 use crate::network::{self, NetworkError};
 use crate::options::{Isolation, Kind, Options, OptionsError, Port};
 use crate::paths;
-use crate::shim::Guest;
+use crate::shim::{Bundle, Guest, Plan};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
@@ -58,9 +59,12 @@ pub enum CreateError {
     /// Neither a file nor a directory.
     #[error("cannot mount {0}: only directories and regular files can be shared with a VM")]
     Kind(PathBuf),
-    /// Process isolation.
-    #[error("--isolation=process is not there yet; run the image by podman or docker")]
-    Process,
+    /// An option that a container on the host's kernel cannot have.
+    #[error("--isolation=process: {0}")]
+    Process(&'static str),
+    /// The host's runtime.
+    #[error(transparent)]
+    Runtime(#[from] crate::shim::ProcessError),
     /// An init process.
     #[error("--init is not there yet; the guest's own init reaps what the container leaves to it")]
     Init,
@@ -68,20 +72,30 @@ pub enum CreateError {
 
 /// Makes a container, which does not run yet.
 pub fn create(containers: &Containers, options: Options) -> Result<Container, CreateError> {
-    if options.isolation == Isolation::Process {
-        return Err(CreateError::Process);
-    }
     if options.init {
         return Err(CreateError::Init);
     }
     // Before anything is made, what can be refused.
-    network::uplink(&options)?;
+    match options.isolation {
+        Isolation::Vm => network::uplink(&options).map(|_| ())?,
+        Isolation::Process => check_process(&options)?,
+    }
     let store = Store::open_default()?;
     let image = store.resolve(&options.image)?;
     let id = new_id();
     let shares = shares(&options)?;
-    let binds = guest_binds(&shares);
-    let spec = spec::build(&id, &options, &image.config, Path::new("rootfs"), &binds)?;
+    let binds = match options.isolation {
+        Isolation::Vm => guest_binds(&shares),
+        Isolation::Process => host_binds(&shares),
+    };
+    let run = containers.run_of(&id);
+    let spec = spec::build(&id, &options, &image.config, &run.join("rootfs"), &binds)?;
+    let by_name = |spec: &Spec| Some(spec.process().as_ref()?.user().username().is_some());
+    if options.isolation == Isolation::Process && by_name(&spec) == Some(true) {
+        return Err(CreateError::Process(
+            "give -u 0 or -u 0:0; other users are not there yet",
+        ));
+    }
     store.hold(&image, &id)?;
     let record = Record {
         id: id.clone(),
@@ -101,7 +115,7 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
         })?;
         state::save(&bundle.join("config.json"), &spec)?;
         let options = &container.record.options;
-        if !options.read_only {
+        if !options.read_only && options.isolation == Isolation::Vm {
             let size = options.disk_size()?.unwrap_or(disk::DEFAULT_SIZE);
             disk::make(&paths::data(), size, &container.upper())?;
         }
@@ -117,6 +131,35 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
             Err(error)
         }
     }
+}
+
+/// What a container on the host's kernel has of the options; the others are refused.
+fn check_process(options: &Options) -> Result<(), CreateError> {
+    let refuse = |why| Err(CreateError::Process(why));
+    if !rustix::process::geteuid().is_root() {
+        return refuse("it takes root, to mount the image");
+    }
+    if options.network != Some(crate::options::Network::None) {
+        return refuse("there is only --network none yet");
+    }
+    if options.kernel.is_some() || !options.storage_opt.is_empty() {
+        return refuse("--kernel and --storage-opt are about VMs");
+    }
+    let names = !options.add_host.is_empty() || !options.dns.is_empty();
+    if names || !options.dns_search.is_empty() || !options.dns_option.is_empty() {
+        return refuse("--add-host and --dns are not there yet");
+    }
+    Ok(crate::shim::find_runtime().map(drop)?)
+}
+
+/// What is mounted from outside, where the host's runtime finds it.
+fn host_binds(shares: &[Share]) -> Vec<Bind> {
+    let bind = |share: &Share| Bind {
+        source: share.source.clone(),
+        target: share.target.clone(),
+        read_only: share.read_only,
+    };
+    shares.iter().map(bind).collect()
 }
 
 /// What is shared with the container: binds and volumes, which are made as needed.
@@ -180,9 +223,21 @@ fn guest_binds(shares: &[Share]) -> Vec<Bind> {
         .collect()
 }
 
-/// The VM of a container, what runs in it, and the ports that lead to it.
-pub fn plan(container: &Container) -> Result<(Machine, Guest, Vec<Port>), CreateError> {
+/// What it takes to run a container, and the ports that lead to it.
+pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let Record { id, options, .. } = &container.record;
+    if options.isolation == Isolation::Process {
+        let bundle = Bundle {
+            id: id.clone(),
+            dir: container.bundle(),
+            layers: container.record.layers.clone(),
+            upper: container.dir.join("process"),
+            run: container.run.clone(),
+            interactive: options.interactive,
+            tty: options.tty,
+        };
+        return Ok((Plan::Process(bundle), Vec::new()));
+    }
     let uplink = network::uplink(options)?;
     let none = Vec::new();
     let config = container.record.image_config.config().as_ref();
@@ -225,11 +280,14 @@ pub fn plan(container: &Container) -> Result<(Machine, Guest, Vec<Port>), Create
         size: options.tty.then_some((24, 80)),
         network: machine.network(&hostname, hosts, resolv),
     };
-    Ok((machine, guest, ports))
+    Ok((Plan::Vm(Box::new(machine), guest), ports))
 }
 
 /// Removes a container that does not run, with the volumes that are its own. `lock` is its.
 pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
+    if container.record.options.isolation == Isolation::Process {
+        crate::shim::delete_process(&container.record.id);
+    }
     container.remove(lock)?;
     let volumes = Volumes::at(&paths::data());
     for share in container

@@ -10,7 +10,6 @@ mod block;
 mod block_trouble;
 mod boot;
 mod console;
-mod container;
 mod debian;
 mod fs;
 mod harness;

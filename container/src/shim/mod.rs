@@ -4,6 +4,7 @@
 
 mod monitor;
 mod output;
+mod process;
 mod server;
 mod session;
 pub mod wire;
@@ -11,7 +12,7 @@ pub mod wire;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ use std::thread;
 use std::time::Duration;
 
 pub use output::{LogLine, Stream};
-pub use session::{Guest, Streams, container, process, signal, size};
+pub use process::{Bundle, ProcessError, delete as delete_process, find_runtime, runtime};
+pub use session::{Guest, Plan, Streams, container, process, signal, size};
 
 use crate::create::{self, CreateError};
 use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
@@ -94,7 +96,7 @@ struct Life {
     failure: Option<Failure>,
     /// The VM, while there is one.
     session: Option<Arc<Session>>,
-    stdin: Option<Arc<UnixStream>>,
+    stdin: Option<Arc<fs::File>>,
     state: State,
 }
 
@@ -275,9 +277,9 @@ impl Shim {
     }
 
     fn live_once(&self) -> Result<End, ShimError> {
-        let (machine, guest, ports) = create::plan(&self.container)?;
+        let (plan, ports) = create::plan(&self.container)?;
         let is_temporary = self.container.record.options.rm;
-        let (session, streams) = Session::boot(&machine, guest)?;
+        let (session, streams) = Session::boot(plan)?;
         let session = Arc::new(session);
         self.change(|life| {
             life.session = Some(Arc::clone(&session));

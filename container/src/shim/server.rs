@@ -1,5 +1,6 @@
 //! The shim's socket.
 
+use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::session::{Session, container, signal, size};
+use super::session::Session;
 use super::wire::{Failure, Frame, Reply, Request, read_line, write_line};
 use super::{Busy, Shim};
 use crate::state::Status;
@@ -105,13 +106,14 @@ impl Shim {
                 Ok(None) | Err(_) => break,
             }
         }
-        if input && let Some(stdin) = self.stdin() {
-            let _ = stdin.shutdown(Shutdown::Write);
+        if input && self.stdin().is_some() {
+            // Closed when the last who writes to it is done.
+            self.change(|life| life.stdin = None);
         }
     }
 
     /// The container's input, when it is there.
-    fn stdin(&self) -> Option<Arc<UnixStream>> {
+    fn stdin(&self) -> Option<Arc<File>> {
         self.wait_until(|life| life.session.is_some() || life.ended)
             .stdin
             .clone()
@@ -123,10 +125,7 @@ impl Shim {
             return;
         };
         drop(life);
-        let mut request = cofferdam_agent_protocol::api::ResizeRequest::new();
-        request.id.clone_from(&self.container.record.id);
-        request.size = Some(size(to)).into();
-        if let Err(error) = session.agent().resize(request) {
+        if let Err(error) = session.resize(to) {
             log::warn!("the terminal keeps its size: {}", crate::describe(&error));
         }
     }
@@ -165,17 +164,14 @@ impl Shim {
             self.kill_hard(&session);
             return Ok(());
         }
-        let request = signal(&self.container.record.id, number);
-        let sent = session.agent().signal(request);
-        sent.map(drop)
-            .map_err(|error| failure(crate::describe(&error)))
+        let sent = session.signal(number);
+        sent.map_err(|error| failure(crate::describe(&error)))
     }
 
     /// KILL for the process; if that does not help, for the monitor.
     fn kill_hard(&self, session: &Arc<Session>) {
         let theirs = Arc::clone(session);
-        let request = signal(&self.container.record.id, Signal::SIGKILL as i32);
-        thread::spawn(move || theirs.agent().signal(request).map(drop));
+        thread::spawn(move || theirs.signal(Signal::SIGKILL as i32));
         if !self.over_within(session, KILL) {
             session.kill();
         }
@@ -208,8 +204,7 @@ impl Shim {
                 self.pause(false)?;
             }
             let theirs = Arc::clone(&session);
-            let request = signal(&self.container.record.id, number);
-            thread::spawn(move || theirs.agent().signal(request).map(drop));
+            thread::spawn(move || theirs.signal(number));
             if !self.over_within(&session, Duration::from_secs(timeout.into())) {
                 self.kill_hard(&session);
             }
@@ -220,17 +215,12 @@ impl Shim {
 
     fn pause(&self, pause: bool) -> Result<(), Failure> {
         let session = self.session()?;
-        let id = &self.container.record.id;
         match (self.life().state.status, pause) {
             (Status::Paused, true) => return Err(failure("the container is paused already")),
             (Status::Running, false) => return Err(failure("the container is not paused")),
             _ => {}
         }
-        let agent = session.agent();
-        let done = match pause {
-            true => agent.pause(container(id)),
-            false => agent.resume(container(id)),
-        };
+        let done = session.pause(pause);
         done.map_err(|error| failure(crate::describe(&error)))?;
         self.change(|life| {
             life.state.status = if pause {

@@ -1,8 +1,8 @@
 //! One life of a container: a VM, the agent in it, the container's process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
 
 use super::monitor::{Monitor, MonitorError};
+use super::process::{Bundle, Process, ProcessError};
 use super::wire::Failure;
 use crate::vm::{Machine, VmError};
 
@@ -29,6 +30,9 @@ pub enum SessionError {
     /// The monitor does not run.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// The host's runtime fails.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// The agent refuses, or is gone.
     #[error(transparent)]
     Agent(#[from] ClientError),
@@ -49,6 +53,7 @@ impl SessionError {
         let code = match self {
             Self::Agent(error) if error.is_no_program() => 127,
             Self::Agent(error) if error.is_not_executable() => 126,
+            Self::Process(error) => error.code(),
             _ => 125,
         };
         Failure {
@@ -86,7 +91,105 @@ pub struct End {
 
 /// A container whose process waits to be started, or runs.
 #[derive(Debug)]
-pub struct Session {
+pub enum Session {
+    /// In a VM.
+    Vm(Vm),
+    /// On the host's kernel.
+    Process(Process),
+}
+
+/// What it takes to make one.
+#[derive(Clone, Debug)]
+pub enum Plan {
+    /// A VM and what runs in it.
+    Vm(Box<Machine>, Guest),
+    /// A bundle for a runtime of the host's.
+    Process(Bundle),
+}
+
+impl Session {
+    /// Makes the container, and connects its streams.
+    pub fn boot(plan: Plan) -> Result<(Self, Streams), SessionError> {
+        Ok(match plan {
+            Plan::Vm(machine, guest) => {
+                let (vm, streams) = Vm::boot(&machine, guest)?;
+                (Self::Vm(vm), streams)
+            }
+            Plan::Process(bundle) => {
+                let (process, streams) = Process::create(bundle)?;
+                (Self::Process(process), streams)
+            }
+        })
+    }
+
+    /// The process that stands for it on the host.
+    pub fn pid(&self) -> u32 {
+        match self {
+            Self::Vm(vm) => vm.pid(),
+            Self::Process(process) => process.pid(),
+        }
+    }
+
+    /// Runs the process.
+    pub fn start(&self) -> Result<(), SessionError> {
+        match self {
+            Self::Vm(vm) => vm.start(),
+            Self::Process(process) => Ok(process.start()?),
+        }
+    }
+
+    /// Waits until the process has ended.
+    pub fn wait(&self) -> End {
+        match self {
+            Self::Vm(vm) => vm.wait(),
+            Self::Process(process) => process.wait(),
+        }
+    }
+
+    /// Sends a signal to the process.
+    pub fn signal(&self, number: i32) -> Result<(), SessionError> {
+        match self {
+            Self::Vm(vm) => vm.signal(number),
+            Self::Process(process) => Ok(process.signal(number)?),
+        }
+    }
+
+    /// Sets rows and columns of its terminal.
+    pub fn resize(&self, to: (u16, u16)) -> Result<(), SessionError> {
+        match self {
+            Self::Vm(vm) => vm.resize(to),
+            Self::Process(process) => Ok(process.resize(to)?),
+        }
+    }
+
+    /// Freezes or thaws it.
+    pub fn pause(&self, pause: bool) -> Result<(), SessionError> {
+        match self {
+            Self::Vm(vm) => vm.pause(pause),
+            Self::Process(process) => Ok(process.pause(pause)?),
+        }
+    }
+
+    /// Takes away what is left of it. `keep`: what it wrote is wanted.
+    pub fn end(&self, keep: bool) {
+        match self {
+            Self::Vm(vm) => vm.end(keep),
+            Self::Process(process) => process.end(),
+        }
+    }
+
+    /// Ends it, whatever it does.
+    pub fn kill(&self) {
+        match self {
+            Self::Vm(vm) => vm.kill(),
+            Self::Process(process) => process.end(),
+        }
+    }
+}
+
+/// A container in a VM, whose process waits to be started, or runs.
+#[derive(Debug)]
+pub struct Vm {
     monitor: Monitor,
     agent: Arc<Client>,
     id: String,
@@ -96,20 +199,21 @@ pub struct Session {
 #[derive(Debug, Default)]
 pub struct Streams {
     /// To it.
-    pub stdin: Option<UnixStream>,
+    pub stdin: Option<File>,
     /// From it.
-    pub stdout: Option<UnixStream>,
+    pub stdout: Option<File>,
     /// From it.
-    pub stderr: Option<UnixStream>,
+    pub stderr: Option<File>,
 }
 
 impl Streams {
     /// Connects those that the agent was told of.
     pub fn connect(agent: &Client, wanted: &api::Streams) -> Result<Self, ClientError> {
-        let stream = |is_wanted: bool, name| {
-            is_wanted
-                .then(|| agent.stream(name, &wanted.token))
-                .transpose()
+        let stream = |is_wanted: bool, name| match is_wanted {
+            true => Ok(Some(
+                OwnedFd::from(agent.stream(name, &wanted.token)?).into(),
+            )),
+            false => Ok(None),
         };
         Ok(Self {
             stdin: stream(wanted.stdin, Name::Stdin)?,
@@ -126,9 +230,9 @@ pub fn size((rows, columns): (u16, u16)) -> api::Size {
     size
 }
 
-impl Session {
+impl Vm {
     /// Boots the VM and makes the container in it.
-    pub fn boot(machine: &Machine, guest: Guest) -> Result<(Self, Streams), SessionError> {
+    fn boot(machine: &Machine, guest: Guest) -> Result<(Self, Streams), SessionError> {
         let config = machine.config()?;
         let (path, vsock) = (machine.run.join("vm.json"), machine.run.join("vsock"));
         let write = || fs::write(&path, serde_json::to_vec_pretty(&config)?);
@@ -165,23 +269,39 @@ impl Session {
     }
 
     /// The monitor's process.
-    pub fn pid(&self) -> u32 {
+    fn pid(&self) -> u32 {
         self.monitor.pid()
     }
 
-    /// The agent, for all threads.
-    pub fn agent(&self) -> &Arc<Client> {
-        &self.agent
+    fn signal(&self, number: i32) -> Result<(), SessionError> {
+        self.agent.signal(signal(&self.id, number))?;
+        Ok(())
+    }
+
+    fn resize(&self, to: (u16, u16)) -> Result<(), SessionError> {
+        let mut request = api::ResizeRequest::new();
+        request.id.clone_from(&self.id);
+        request.size = Some(size(to)).into();
+        self.agent.resize(request)?;
+        Ok(())
+    }
+
+    fn pause(&self, pause: bool) -> Result<(), SessionError> {
+        match pause {
+            true => self.agent.pause(container(&self.id))?,
+            false => self.agent.resume(container(&self.id))?,
+        };
+        Ok(())
     }
 
     /// Runs the process.
-    pub fn start(&self) -> Result<(), SessionError> {
+    fn start(&self) -> Result<(), SessionError> {
         self.agent.start(container(&self.id))?;
         Ok(())
     }
 
     /// Waits until the process has ended, or the VM has.
-    pub fn wait(&self) -> End {
+    fn wait(&self) -> End {
         match self.agent.wait(process(&self.id, "")) {
             Ok(end) => End {
                 code: i32::try_from(end.exit_code).unwrap_or(255),
@@ -201,7 +321,7 @@ impl Session {
     }
 
     /// Ends the VM. `keep`: what the container wrote is wanted, so its file system is unmounted first.
-    pub fn end(&self, keep: bool) {
+    fn end(&self, keep: bool) {
         if keep {
             let (agent, id) = (Arc::clone(&self.agent), self.id.clone());
             bounded(CLEAN_UP, move || {
@@ -214,7 +334,7 @@ impl Session {
     }
 
     /// Kills the monitor.
-    pub fn kill(&self) {
+    fn kill(&self) {
         self.monitor.kill();
     }
 }

@@ -219,8 +219,9 @@ impl Containers {
         }
     }
 
-    /// By the first digits, since the paths of sockets must be short; so many are never the same.
-    fn run_of(&self, id: &str) -> PathBuf {
+    /// Where a container has its sockets: by its first digits, since their paths must be short; so
+    /// many are never the same.
+    pub fn run_of(&self, id: &str) -> PathBuf {
         self.run.join(id.get(..16).unwrap_or(id))
     }
 

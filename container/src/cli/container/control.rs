@@ -7,6 +7,7 @@ use std::process::{ChildStdin, Command, Stdio};
 
 use cofferdam_agent_protocol::{Client, ClientError};
 
+use crate::options::Isolation;
 use crate::shim::READY;
 use crate::shim::wire::{Failure, Reply, Request, ask};
 use crate::state::{Container, StateError, Status};
@@ -17,6 +18,9 @@ pub(in crate::cli) enum ControlError {
     /// There is none.
     #[error("container {0} is not running")]
     NotRunning(String),
+    /// It is on the host's own kernel.
+    #[error("container {0} has no VM, and this is not there yet for --isolation=process")]
+    NoVm(String),
     /// It does not answer.
     #[error("the shim of container {name} does not answer")]
     Lost {
@@ -158,6 +162,9 @@ fn last_line(path: &Path) -> String {
 /// The agent in a container's VM.
 pub(super) fn agent(container: &Container) -> Result<Client, ControlError> {
     let name = || container.record.name.clone();
+    if container.record.options.isolation == Isolation::Process {
+        return Err(ControlError::NoVm(name()));
+    }
     match container.state()?.status {
         Status::Running | Status::Paused => Ok(Client::connect(&container.vsock())?.0),
         _ => Err(ControlError::NotRunning(name())),

@@ -1,8 +1,8 @@
 //! `exec`: one more process, whose streams go from here to the agent without a detour.
 
-use std::io::{self, Read};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::thread;
 
@@ -12,8 +12,8 @@ use oci_spec::runtime::{Process, Spec};
 use super::Outcome;
 use super::attach::{Keys, Raw, Signals, show, window};
 use super::control::{ControlError, agent, failed};
-use crate::options::{Options, OptionsError};
-use crate::shim::{Streams, process, size};
+use crate::options::{Isolation, Options, OptionsError};
+use crate::shim::{self, Streams, process, size};
 use crate::spec;
 use crate::state::{self, Container, Containers, new_id};
 
@@ -60,6 +60,9 @@ pub(in crate::cli) struct Args {
 pub(super) fn exec(args: &Args) -> Outcome {
     let signals = (!args.detach).then(Signals::block);
     let container = Containers::open()?.find(&args.name)?;
+    if container.record.options.isolation == Isolation::Process {
+        return exec_process(&container, args);
+    }
     let agent = Arc::new(agent(&container).map_err(failed)?);
     let process = new_process(&container, args)?;
     match signals {
@@ -76,6 +79,42 @@ pub(super) fn exec(args: &Args) -> Outcome {
             Ok(u8::try_from(code).unwrap_or(255))
         }
     }
+}
+
+/// Becomes the host's runtime, which does it.
+fn exec_process(container: &Container, args: &Args) -> Outcome {
+    let mut options = Options {
+        env: args.env.clone(),
+        env_file: args.env_file.clone(),
+        ..Options::default()
+    };
+    options.resolve()?;
+    let mut command = shim::runtime(shim::find_runtime()?);
+    command.arg("exec");
+    if args.tty {
+        command.arg("--tty");
+    }
+    if args.detach {
+        command.arg("--detach");
+    }
+    for variable in &options.env {
+        command.args(["--env", variable]);
+    }
+    if let Some(dir) = &args.workdir {
+        command.args(["--cwd", dir]);
+    }
+    if let Some(user) = &args.user {
+        command.args(["--user", user]);
+    }
+    if args.privileged {
+        let error = io::Error::other("exec --privileged is not there for --isolation=process");
+        return Err(error.into());
+    }
+    if !args.interactive {
+        command.stdin(std::process::Stdio::null());
+    }
+    let error = command.arg(&container.record.id).args(&args.command).exec();
+    Err(error.into())
 }
 
 /// The container's own process with what is asked for instead.
@@ -178,7 +217,7 @@ fn follow(
     let ended = detach.clone();
     if let Some(stdin) = streams.stdin {
         thread::spawn(move || {
-            if type_into(&stdin, is_tty) {
+            if type_into(stdin, is_tty) {
                 let _ = detach.send(None);
             }
         });
@@ -203,7 +242,7 @@ fn follow(
     }
 }
 
-fn copy(from: Option<UnixStream>, is_error: bool) {
+fn copy(from: Option<File>, is_error: bool) {
     let Some(mut from) = from else { return };
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -211,8 +250,8 @@ fn copy(from: Option<UnixStream>, is_error: bool) {
     }
 }
 
-/// Passes on what is typed, to its end; says whether the user wants to leave.
-fn type_into(mut to: &UnixStream, tty: bool) -> bool {
+/// Passes on what is typed, to its end, which is that of `to`; says whether the user wants to leave.
+fn type_into(mut to: File, tty: bool) -> bool {
     let mut keys = Keys::default();
     let mut buffer = vec![0; 32 << 10];
     while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
@@ -224,10 +263,9 @@ fn type_into(mut to: &UnixStream, tty: bool) -> bool {
         if leave {
             return true;
         }
-        if io::Write::write_all(&mut to, &typed).is_err() {
+        if to.write_all(&typed).is_err() {
             return false;
         }
     }
-    let _ = to.shutdown(Shutdown::Write);
     false
 }

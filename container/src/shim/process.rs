@@ -1,0 +1,364 @@
+//! A container on the host's own kernel, for comparison: runc or crun runs the same bundle.
+
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process, set_child_subreaper, set_parent_process_death_signal,
+    waitpid,
+};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::session::{End, Streams};
+
+/// Those that can, the first that is there.
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// Mounts the layers and an overlay on them in a mount namespace of its own, which is gone when the
+/// container is; then it is the runtime.
+const MAKE: &str = r#"
+run=$1 upper=$2; shift 2
+lower=
+while [ "$1" != -- ]; do
+    dir=$run/lower$#
+    mkdir -p "$dir"; mount -t erofs -o ro,loop "$1" "$dir"
+    lower=$dir${lower:+:$lower}; shift
+done
+shift
+mkdir -p "$upper/upper" "$upper/work" "$run/rootfs"
+mount -t overlay -o "lowerdir=$lower,upperdir=$upper/upper,workdir=$upper/work" overlay "$run/rootfs"
+exec "$@"
+"#;
+
+/// Why a container does not run on the host's kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is none.
+    #[error("--isolation=process needs runc or crun, and neither is in $PATH")]
+    NoRuntime,
+    /// A step of our own.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The runtime says no.
+    #[error("{runtime} {action}: {said}")]
+    Runtime {
+        /// Which.
+        runtime: &'static str,
+        /// What it was asked for.
+        action: &'static str,
+        /// Its last words.
+        said: String,
+    },
+}
+
+impl ProcessError {
+    /// Docker's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Runtime { said, .. } if said.contains("not found") => 127,
+            Self::Runtime { said, .. } if said.contains("no such file") => 127,
+            Self::Runtime { said, .. } if said.contains("No such file") => 127,
+            Self::Runtime { said, .. } if said.to_lowercase().contains("permission denied") => 126,
+            _ => 125,
+        }
+    }
+}
+
+fn io(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+    move |source| ProcessError::Io { action, source }
+}
+
+/// What a runtime needs to know.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The container's ID.
+    pub id: String,
+    /// The directory with config.json.
+    pub dir: PathBuf,
+    /// EROFS images, the lowest first.
+    pub layers: Vec<PathBuf>,
+    /// Where the container's writes go.
+    pub upper: PathBuf,
+    /// Where mounts and sockets are.
+    pub run: PathBuf,
+    /// It gets input.
+    pub interactive: bool,
+    /// It has a terminal.
+    pub tty: bool,
+}
+
+/// A container that was made by the host's runtime.
+#[derive(Debug)]
+pub struct Process {
+    runtime: &'static str,
+    id: String,
+    pid: Pid,
+    terminal: Option<File>,
+}
+
+/// The runtime of the host's.
+pub fn find_runtime() -> Result<&'static str, ProcessError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let is_there = |name: &&str| dirs.iter().any(|dir| dir.join(name).is_file());
+    RUNTIMES
+        .into_iter()
+        .find(is_there)
+        .ok_or(ProcessError::NoRuntime)
+}
+
+/// The command of a runtime that knows our containers.
+pub fn runtime(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command
+        .arg("--root")
+        .arg(crate::paths::run().join("runtime"));
+    command
+}
+
+/// Removes what a container that nobody holds any more has left with the runtime.
+pub fn delete(id: &str) {
+    if let Ok(name) = find_runtime() {
+        let _ = runtime(name).args(["delete", "--force", id]).output();
+    }
+}
+
+impl Process {
+    /// Makes the container.
+    pub(super) fn create(bundle: Bundle) -> Result<(Self, Streams), ProcessError> {
+        let name = find_runtime()?;
+        // The container's process is the runtime's child, which ends: so it becomes ours.
+        set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|e| io("adopt the container")(e.into()))?;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "--",
+            "sh",
+            "-euc",
+            MAKE,
+            "sh",
+        ]);
+        command
+            .arg(&bundle.run)
+            .arg(&bundle.upper)
+            .args(&bundle.layers)
+            .arg("--");
+        let runtime = runtime(name);
+        command.arg(runtime.get_program()).args(runtime.get_args());
+        let (pid_file, log) = (bundle.run.join("pid"), bundle.run.join("runtime.log"));
+        command.arg("create").arg("--bundle").arg(&bundle.dir);
+        command.arg("--pid-file").arg(&pid_file);
+        let console = bundle.run.join("console");
+        let _ = fs::remove_file(&console);
+        let listener = match bundle.tty {
+            true => Some(UnixListener::bind(&console).map_err(io("listen for the terminal"))?),
+            false => None,
+        };
+        if bundle.tty {
+            command.arg("--console-socket").arg(&console);
+        }
+        command.arg(&bundle.id);
+        let (streams, stdio) = pipes(&bundle).map_err(io("make pipes"))?;
+        let [stdin, stdout, stderr] = stdio;
+        command.stdin(or_null(stdin)).stdout(or_null(stdout));
+        // Its words and the container's go the same way; so they are read from its log.
+        let said = File::create(&log).map_err(io("make a log"))?;
+        command.stderr(stderr.map_or_else(|| said.into(), Stdio::from));
+        // SAFETY: between fork and exec the closure makes one system call and nothing else.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
+        let status = command.status().map_err(io("run unshare (util-linux)"))?;
+        drop(command);
+        if !status.success() {
+            let said = last_words(streams.stderr, &log);
+            delete(&bundle.id);
+            return Err(ProcessError::Runtime {
+                runtime: name,
+                action: "create",
+                said,
+            });
+        }
+        let terminal = match listener {
+            Some(listener) => Some(receive(&listener).map_err(io("receive the terminal"))?),
+            None => None,
+        };
+        let pid = fs::read_to_string(&pid_file).map_err(io("read the process's number"))?;
+        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+        let pid =
+            pid.ok_or_else(|| io("read the process's number")(io::ErrorKind::InvalidData.into()))?;
+        let streams = match &terminal {
+            Some(terminal) => of_terminal(terminal, &bundle).map_err(io("open the terminal"))?,
+            None => streams,
+        };
+        let process = Self {
+            runtime: name,
+            id: bundle.id,
+            pid,
+            terminal,
+        };
+        Ok((process, streams))
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid.as_raw_pid().unsigned_abs()
+    }
+
+    fn ask(&self, action: &'static str) -> Result<(), ProcessError> {
+        let output = runtime(self.runtime).args([action, &self.id]).output();
+        let output = output.map_err(io("run the host's runtime"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(ProcessError::Runtime {
+            runtime: self.runtime,
+            action,
+            said,
+        })
+    }
+
+    pub(super) fn start(&self) -> Result<(), ProcessError> {
+        self.ask("start")
+    }
+
+    pub(super) fn wait(&self) -> End {
+        let code = loop {
+            match waitpid(Some(self.pid), WaitOptions::empty()) {
+                Ok(Some((_, status))) => {
+                    match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => break code,
+                        (_, Some(signal)) => break 128 + signal,
+                        _ => {}
+                    }
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break 255,
+            }
+        };
+        End {
+            code,
+            ..End::default()
+        }
+    }
+
+    pub(super) fn signal(&self, number: i32) -> Result<(), ProcessError> {
+        let signal = Signal::from_named_raw(number);
+        let signal = signal
+            .ok_or_else(|| io("send a signal without a name")(io::ErrorKind::Unsupported.into()))?;
+        kill_process(self.pid, signal).map_err(|error| io("send a signal")(error.into()))
+    }
+
+    pub(super) fn resize(&self, (rows, columns): (u16, u16)) -> Result<(), ProcessError> {
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(terminal, size).map_err(|error| io("resize the terminal")(error.into()))
+    }
+
+    pub(super) fn pause(&self, pause: bool) -> Result<(), ProcessError> {
+        self.ask(if pause { "pause" } else { "resume" })
+    }
+
+    pub(super) fn end(&self) {
+        delete(&self.id);
+    }
+}
+
+/// Our ends of the container's streams, and its ends. With a terminal there are none yet, and its
+/// errors are the runtime's.
+fn pipes(bundle: &Bundle) -> io::Result<(Streams, [Option<OwnedFd>; 3])> {
+    if bundle.tty {
+        return Ok((Streams::default(), [None, None, None]));
+    }
+    let (stdout, to_stdout) = io::pipe()?;
+    let (stderr, to_stderr) = io::pipe()?;
+    let (from_stdin, stdin) = match bundle.interactive {
+        true => {
+            let (from, to) = io::pipe()?;
+            (Some(from.into()), Some(OwnedFd::from(to).into()))
+        }
+        false => (None, None),
+    };
+    let streams = Streams {
+        stdin,
+        stdout: Some(OwnedFd::from(stdout).into()),
+        stderr: Some(OwnedFd::from(stderr).into()),
+    };
+    Ok((
+        streams,
+        [from_stdin, Some(to_stdout.into()), Some(to_stderr.into())],
+    ))
+}
+
+fn or_null(end: Option<OwnedFd>) -> Stdio {
+    end.map_or_else(Stdio::null, Stdio::from)
+}
+
+/// What a runtime that failed said: to the container's standard error, or to a file.
+fn last_words(stderr: Option<File>, log: &Path) -> String {
+    let mut text = String::new();
+    let read = match stderr {
+        Some(mut stderr) => stderr.read_to_string(&mut text).map(drop),
+        None => fs::read_to_string(log).map(|said| text = said),
+    };
+    match (read, text.trim().lines().last()) {
+        (Ok(()), Some(line)) => line.to_owned(),
+        _ => "it says nothing".into(),
+    }
+}
+
+/// A descriptor that the runtime hands out at its console socket.
+fn receive(listener: &UnixListener) -> io::Result<File> {
+    let (connection, _) = listener.accept()?;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 256];
+    let mut buffers = [IoSliceMut::new(&mut name)];
+    recvmsg(
+        &connection,
+        &mut buffers,
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd.into());
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+fn of_terminal(terminal: &File, bundle: &Bundle) -> io::Result<Streams> {
+    Ok(Streams {
+        stdin: bundle
+            .interactive
+            .then(|| terminal.try_clone())
+            .transpose()?,
+        stdout: Some(terminal.try_clone()?),
+        stderr: None,
+    })
+}
