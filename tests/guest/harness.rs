@@ -43,7 +43,12 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     /// `name` is that of no other test.
     pub fn new(name: &str) -> Self {
-        let path = env::temp_dir().join(format!("cofferdam-{name}-{}", std::process::id()));
+        Self::within(&env::temp_dir(), name)
+    }
+
+    /// As [`TempDir::new`], in a directory of the test's choice.
+    pub fn within(parent: &Path, name: &str) -> Self {
+        let path = parent.join(format!("cofferdam-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Self(path)

@@ -97,16 +97,6 @@ impl ClientError {
     fn is(&self, wanted: Code) -> bool {
         matches!(self, Self::Failed { code, .. } if *code == wanted)
     }
-
-    /// Whether the agent says that there is no such program in the container.
-    pub fn is_no_program(&self) -> bool {
-        matches!(self, Self::Failed { code, .. } if *code == Code::UNAVAILABLE)
-    }
-
-    /// Whether the agent says that the program cannot be executed.
-    pub fn is_not_executable(&self) -> bool {
-        matches!(self, Self::Failed { code, .. } if *code == Code::PERMISSION_DENIED)
-    }
 }
 
 /// A connection with the agent of one VM, for all threads. Calls that overlap have a connection

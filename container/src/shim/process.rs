@@ -323,9 +323,9 @@ fn last_words(stderr: Option<File>, log: &Path) -> String {
         Some(mut stderr) => stderr.read_to_string(&mut text).map(drop),
         None => fs::read_to_string(log).map(|said| text = said),
     };
-    match (read, text.trim().lines().last()) {
-        (Ok(()), Some(line)) => line.to_owned(),
-        _ => "it says nothing".into(),
+    match (read, text.trim()) {
+        (Err(_), _) | (_, "") => "it says nothing".into(),
+        (Ok(()), words) => words.replace('\n', "; "),
     }
 }
 
