@@ -74,6 +74,8 @@ pub struct User {
     pub gid: u32,
     pub umask: Option<u32>,
     pub additional_gids: Option<Vec<u32>>,
+    /// `USER[:GROUP]` by name, which wins: only who has the container's files knows whose that is.
+    pub username: Option<String>,
 }
 
 /// `process.capabilities`; a set that is not there is empty.

@@ -9,6 +9,7 @@ mod privileges;
 mod program;
 mod seccomp;
 mod userns;
+mod users;
 
 pub use devices::resize;
 
@@ -69,8 +70,9 @@ fn run(channel: &mut Channel) -> Result<Infallible> {
         Task::Create { spec, rootfs } => become_container(channel, &order, spec, rootfs, stdio),
         Task::Exec { seccomp, .. } => {
             let filters = seccomp.as_ref().map(Filters::new).transpose()?;
-            let terminal = open_terminal(&order)?;
-            become_process(channel, &order.process, filters, terminal, stdio)
+            let process = users::resolved(&order.process)?;
+            let terminal = open_terminal(&order, &process)?;
+            become_process(channel, &process, filters, terminal, stdio)
         }
     }
 }
@@ -161,16 +163,13 @@ fn go_on_in_child(channel: &mut Channel) -> Result<()> {
     }
 }
 
-fn open_terminal(order: &Order) -> Result<Option<Terminal>> {
-    if !order.process.terminal {
+fn open_terminal(order: &Order, process: &Process) -> Result<Option<Terminal>> {
+    if !process.terminal {
         return Ok(None);
     }
-    let configured = order
-        .process
-        .console_size
-        .map(|size| (size.height, size.width));
+    let configured = process.console_size.map(|size| (size.height, size.width));
     let size = order.size.or(configured);
-    Terminal::new(size, order.process.user.uid).map(Some)
+    Terminal::new(size, process.user.uid).map(Some)
 }
 
 fn become_container(
@@ -204,7 +203,8 @@ fn become_container(
     outside.mount_all(spec)?;
     devices::make(spec)?;
     outside.leave()?;
-    let terminal = open_terminal(order)?;
+    let process = users::resolved(&order.process)?;
+    let terminal = open_terminal(order, &process)?;
     if let Some(terminal) = &terminal {
         terminal.be_console()?;
     }
@@ -215,7 +215,7 @@ fn become_container(
         umask(Mode::empty());
     }
     mounts::restrict(spec)?;
-    become_process(channel, &order.process, filters, terminal, stdio)
+    become_process(channel, &process, filters, terminal, stdio)
 }
 
 fn set_names(spec: &Spec) -> Result<()> {

@@ -51,7 +51,7 @@ impl SessionError {
     /// With Docker's exit code: 127 if the program is not there, 126 if it cannot be run.
     pub fn failure(&self) -> Failure {
         let code = match self {
-            Self::Agent(error) if error.is_no_program() => 127,
+            Self::Agent(error) if error.is_no_such_program() => 127,
             Self::Agent(error) if error.is_not_executable() => 126,
             Self::Process(error) => error.code(),
             _ => 125,

@@ -54,7 +54,7 @@ impl ControlError {
     pub(super) fn code(&self) -> u8 {
         match self {
             Self::Failed(failure) => failure.code,
-            Self::Agent(error) if error.is_no_program() => 127,
+            Self::Agent(error) if error.is_no_such_program() => 127,
             Self::Agent(error) if error.is_not_executable() => 126,
             _ => super::EXIT_FAILED,
         }
