@@ -14,10 +14,10 @@ use cofferdam_agent_protocol::api::{
     UpdateRequest, WaitResponse,
 };
 use cofferdam_agent_protocol::stream::Name;
-use cofferdam_agent_protocol::{CONTROL_PORT, Client, ClientError, STREAM_PORT};
+use cofferdam_agent_protocol::{CONTROL_PORT, Client, ClientError, STORAGE, STREAM_PORT};
 use serde_json::{Value, json};
 
-use crate::harness::{TempDir, Vm, guest_file, patience};
+use crate::harness::{TempDir, Vm, guest_file, host, patience};
 
 /// A VM with the agent, and the images of a container.
 struct Guest {
@@ -58,12 +58,24 @@ impl Guest {
     /// A container whose root is the busybox image under a tmpfs, with all three streams or a
     /// terminal, up to where it can be started.
     fn create(&self, id: &str, spec: &Value) -> Result<Process<'_>, ClientError> {
+        self.create_on(id, spec, rootfs(), Vec::new())
+    }
+
+    /// As [`Guest::create`], with another root and with storages.
+    fn create_on(
+        &self,
+        id: &str,
+        spec: &Value,
+        rootfs: api::Rootfs,
+        storages: Vec<api::Storage>,
+    ) -> Result<Process<'_>, ClientError> {
         let process = self.process(id, "", spec["process"]["terminal"] == true);
         let mut request = CreateRequest::new();
         request.id = id.to_owned();
         request.spec = spec.to_string().into_bytes();
         request.streams = Some(process.announced.clone()).into();
-        request.rootfs = Some(rootfs()).into();
+        request.rootfs = Some(rootfs).into();
+        request.storages = storages;
         request.size = Some(size(30, 90)).into();
         self.client.create(request)?;
         Ok(process)
@@ -626,6 +638,120 @@ fn files_are_copied_in_and_out() {
     assert_eq!(one.wait().exit_code, 0);
     request.path = "etc".to_owned();
     assert!(guest.client.copy_out(request.clone()).is_err());
+    guest.power_off();
+}
+
+/// What of the share `data` is mounted in the guest, and where.
+fn share(target: &str, path: &str, readonly: bool) -> api::Storage {
+    let mut share = api::Share::new();
+    (share.tag, share.path) = ("data".to_owned(), path.to_owned());
+    let mut storage = api::Storage::new();
+    storage.target = format!("{STORAGE}/{target}");
+    storage.readonly = readonly;
+    storage.kind = Some(api::storage::Kind::Share(share));
+    storage
+}
+
+/// If it fails, a volume is not there, shows more than it should or can be written when it must not;
+/// or what a container wrote to its disk is lost with the VM.
+#[test]
+fn volumes_and_disks_are_mounted() {
+    let dir = TempDir::new("agent-volumes");
+    let shared = dir.join("shared");
+    std::fs::create_dir_all(shared.join("sub")).unwrap();
+    std::fs::write(shared.join("sub/inner"), "inner\n").unwrap();
+    std::fs::write(shared.join("single"), "single\n").unwrap();
+    std::fs::write(shared.join("secret"), "secret\n").unwrap();
+    std::os::unix::fs::symlink("/etc", shared.join("link")).unwrap();
+    let disk = dir.join("upper.ext4");
+    host(&format!(
+        "truncate -s 32M {0}; mke2fs -q -F -t ext4 {0}",
+        disk.display()
+    ));
+    let disk = format!("path={},id=upper", disk.display());
+    let fs = format!("tag=data,path={}", shared.display());
+    for round in 0..2 {
+        let guest = Guest::start_with(&format!("vol{round}"), &["--disk", &disk, "--fs", &fs]);
+        let mut overlay = api::Overlay::new();
+        overlay.lower.push("/dev/pmem0".to_owned());
+        overlay.upper = Some(api::overlay::Upper::Disk("serial=upper".to_owned()));
+        let mut root = api::Rootfs::new();
+        root.kind = Some(api::rootfs::Kind::Overlay(overlay));
+        let script = r#"cat /kept 2>/dev/null; echo kept >/kept; cat /sub/inner /single; ls /sub /
+            echo more >/sub/more; echo x >/single; cat /etc/hosts; ls -d /root/.x"#;
+        let mut all = spec(&["sh", "-c", script]);
+        for (source, target) in [("sub", "/sub"), ("single", "/single")] {
+            all["mounts"].as_array_mut().unwrap().push(json!({"destination": target,
+                "type": "bind", "source": format!("{STORAGE}/{source}"), "options": ["rbind", "rw"]}));
+        }
+        let storages = vec![share("sub", "sub", false), share("single", "/single", true)];
+        let mut one = guest
+            .create_on("disk", &all, root.clone(), storages)
+            .unwrap();
+        guest.start_it("disk").unwrap();
+        let output = one.output();
+        assert_eq!(output.starts_with("kept\n"), round == 1, "{output}");
+        assert!(
+            output.contains("inner\nsingle\n") && !output.contains("secret"),
+            "{output}"
+        );
+        assert!(
+            output.contains("can't create /single: Read-only file system"),
+            "{output}"
+        );
+        assert_eq!(
+            std::fs::read_to_string(shared.join("sub/more")).unwrap(),
+            "more\n"
+        );
+        one.wait();
+        guest.delete("disk").unwrap();
+        // A link in a share leads nowhere else.
+        let outside = vec![share("out", "link/passwd", false)];
+        assert!(guest.create_on("out", &all, root, outside).is_err());
+        guest.power_off();
+    }
+}
+
+/// If it fails, a container with a user namespace has none, or does not start.
+#[test]
+fn root_in_a_user_namespace_is_nobody_outside() {
+    let guest = Guest::start("userns");
+    let mut mapped = spec(&[]);
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    mapped["linux"]["uidMappings"] = map.clone();
+    mapped["linux"]["gidMappings"] = map;
+    mapped["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "user"}));
+    // What a user namespace may not mount itself.
+    mapped["mounts"].as_array_mut().unwrap().retain(|mount| {
+        !["/sys", "/sys/fs/cgroup"].contains(&mount["destination"].as_str().unwrap())
+    });
+    mapped["linux"]["maskedPaths"] = json!([]);
+    mapped["process"]["args"] = json!([
+        "sh",
+        "-c",
+        "id -u; cat /proc/self/uid_map; echo up; exec sleep 1000"
+    ]);
+    let mut main = guest.run("main", &mapped);
+    let output = main.read_until("up\n");
+    assert!(
+        output.starts_with("0\n") && output.contains("100000      65536"),
+        "{output}"
+    );
+    let mut request = ContainerRequest::new();
+    request.id = "main".to_owned();
+    let processes = guest.client.pids(request).unwrap().processes;
+    assert_eq!(processes[0].uid, 100_000);
+    let mut one = guest
+        .exec(
+            "main",
+            "one",
+            &process(&["sh", "-c", "id -u; cat /proc/1/comm"]),
+        )
+        .unwrap();
+    assert_eq!(one.output(), "0\nsleep\n");
     guest.power_off();
 }
 

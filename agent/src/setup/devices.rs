@@ -34,7 +34,8 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// Makes the devices and links, unless /dev is one that the engine gives as it shall be.
+/// Makes the devices and links, unless /dev is one that the engine gives as it shall be. The working
+/// directory is the guest's root.
 pub fn make(spec: &Spec) -> Result<()> {
     let given = spec.mounts.iter().any(|mount| {
         let options = mount.options.as_deref().unwrap_or_default();
@@ -105,6 +106,14 @@ fn make_device(device: &Device) -> Result<()> {
 fn make_node(path: &str, kind: SFlag, mode: u32, dev: libc::dev_t) -> Result<()> {
     match mknod(path, kind, Mode::from_bits_truncate(mode), dev) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        // In a user namespace: the guest's own, below the working directory.
+        Err(Errno::EPERM) => {
+            make_file(path)?;
+            let own = path.trim_start_matches('/');
+            let none = None::<&str>;
+            mount(Some(own), path, none, MsFlags::MS_BIND, none)
+                .context(|| format!("mount the guest's device {path}"))
+        }
         result => result.context(|| format!("make the device {path}")),
     }
 }

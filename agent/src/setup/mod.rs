@@ -201,6 +201,7 @@ fn become_container(
     }
     let outside = mounts::enter(spec, rootfs)?;
     outside.mount_all(spec)?;
+    outside.visit()?;
     devices::make(spec)?;
     outside.leave()?;
     let process = users::resolved(&order.process)?;

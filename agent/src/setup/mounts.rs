@@ -42,6 +42,10 @@ pub fn enter(spec: &Spec, rootfs: &str) -> Result<Outside> {
         .context(|| "detach the container's mounts from the guest's".into())?;
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let old = open("/", directory, Mode::empty()).context(|| "open the guest's root".into())?;
+    // One of this namespace's own: what came with it cannot be moved from within a user namespace.
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(rootfs), rootfs, NONE, bind, NONE)
+        .context(|| format!("mount {rootfs} on itself"))?;
     chdir(rootfs).context(|| format!("enter the container's root {rootfs}"))?;
     pivot_root(".", ".").context(|| format!("make {rootfs} the container's root"))?;
     fchdir(&old).context(|| "return to the guest's root".into())?;
@@ -49,9 +53,14 @@ pub fn enter(spec: &Spec, rootfs: &str) -> Result<Outside> {
 }
 
 impl Outside {
+    /// Makes the guest's root the working directory.
+    pub fn visit(&self) -> Result<()> {
+        fchdir(&self.0).context(|| "return to the guest's root".into())
+    }
+
     /// Lets go of the guest's file systems.
     pub fn leave(self) -> Result<()> {
-        fchdir(&self.0).context(|| "return to the guest's root".into())?;
+        self.visit()?;
         umount2(".", MntFlags::MNT_DETACH).context(|| "let go of the guest's root".into())?;
         chdir("/").context(|| "enter the container's root".into())
     }
@@ -112,7 +121,7 @@ impl Outside {
         // Below the working directory.
         let below = source.strip_prefix('/').ok_or_else(refuse)?;
         let below = if below.is_empty() { "." } else { below };
-        fchdir(&self.0).context(|| "return to the guest's root".into())?;
+        self.visit()?;
         let about = fs::metadata(below).context(|| format!("find {source} for {target}"))?;
         if about.is_dir() {
             make_directory(target)?;
