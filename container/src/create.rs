@@ -10,8 +10,8 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 
 use crate::disk::{self, DiskError};
-use crate::image::Store;
 use crate::image::store::Error as ImageError;
+use crate::image::{Store, registry};
 use crate::network::{self, NetworkError};
 use crate::options::{Isolation, Kind, Options, OptionsError, Port};
 use crate::paths;
@@ -29,6 +29,9 @@ pub enum CreateError {
     /// The image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image, which is not in the store, from its registry.
+    #[error(transparent)]
+    Pull(#[from] registry::Error),
     /// The options.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -81,7 +84,14 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
         Isolation::Process => check_process(&options)?,
     }
     let store = Store::open_default()?;
-    let image = store.resolve(&options.image)?;
+    let image = registry::get(
+        &store,
+        &options.image,
+        &registry::Options::default(),
+        |name| {
+            eprintln!("Unable to find image '{name}' locally");
+        },
+    )?;
     let id = new_id();
     let shares = shares(&options)?;
     let binds = match options.isolation {

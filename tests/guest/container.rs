@@ -181,6 +181,14 @@ fn options_arrive() {
     assert_ne!(code(&end), 0);
     let oom = engine.text("inspect -f {{.State.OOMKilled}} hog");
     assert_eq!(oom, "true");
+    assert_eq!(
+        engine.text("run --rm --network none -u nobody busybox id -u -n"),
+        "nobody"
+    );
+    assert_eq!(
+        code(&engine.run("run --rm --network none -u nobody-here busybox id")),
+        125
+    );
     let caps = "run --rm --network none --cap-drop ALL --cap-add CHOWN --security-opt \
                 no-new-privileges busybox grep -E Cap(Eff|Bnd)|NoNewPrivs /proc/self/status";
     let caps = engine.text(caps);
@@ -379,9 +387,15 @@ fn an_image_runs_as_a_process() {
     let line = format!("run --rm {options} busybox");
     let end = engine.shell(&line, "echo out; echo err >&2; exit 42");
     assert_eq!(code(&end), 42, "{end:?}");
-    assert_eq!((end.stdout.as_slice(), end.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (end.stdout.as_slice(), end.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
     assert_eq!(code(&engine.run(&format!("{line} /nothing/here"))), 127);
-    assert_eq!(code(&engine.run("run --rm --isolation=process busybox true")), 125);
+    assert_eq!(
+        code(&engine.run("run --rm --isolation=process busybox true")),
+        125
+    );
     engine.text(&format!("run -d --name one {options} busybox sleep 1000"));
     assert_eq!(code(&engine.shell("exec one", "exit 4")), 4);
     engine.text("pause one");
@@ -389,12 +403,12 @@ fn an_image_runs_as_a_process() {
     engine.text("stop -t 1 one");
     assert_eq!(engine.text("inspect -f {{.State.ExitCode}} one"), "137");
     engine.text("rm one");
-    let pid = format!("run -d --name two {options} busybox sleep 1000");
+    let pid = format!("run -d --name two {options} busybox sleep 1234");
     engine.text(&pid);
     let shim = engine.text("inspect -f {{.Cofferdam.Shim}} two");
     host(&format!("kill -9 {shim}"));
     engine.text("rm -f two");
-    assert_eq!(host("pgrep -f 'sleep 1000' || :"), "");
+    assert_eq!(host("pgrep -xf 'sleep 1234' || :"), "");
 }
 
 /// If it fails, containers get in each other's way.

@@ -10,6 +10,7 @@ mod block;
 mod block_trouble;
 mod boot;
 mod console;
+mod container;
 mod debian;
 mod fs;
 mod harness;
