@@ -411,6 +411,20 @@ fn an_image_runs_as_a_process() {
     assert_eq!(host("pgrep -xf 'sleep 1234' || :"), "");
 }
 
+/// If it fails, containers that fail stay down, or start again without end.
+#[test]
+fn a_container_that_fails_starts_again() {
+    let engine = Engine::new("restart");
+    let line = "run -d --name again --network none --restart on-failure:1 busybox";
+    engine.script(line, "echo run; exit 3");
+    assert_eq!(engine.text("wait again"), "3");
+    assert_eq!(engine.text("inspect -f {{.RestartCount}} again"), "1");
+    assert_eq!(engine.text("logs again"), "run\nrun");
+    let events = engine.text("events --no-follow --since 2020-01-01T00:00:00Z");
+    assert_eq!(events.matches(" die ").count(), 2, "{events}");
+    engine.text("rm again");
+}
+
 /// If it fails, containers get in each other's way.
 #[test]
 fn ten_containers_at_once() {
