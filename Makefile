@@ -13,7 +13,7 @@ LAB     := tests/lab/run
 help: ## List what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: setup guest build ## Set up what is missing, build, and boot the default guest to its shell
+run: setup guest build ## Set up what is missing, build, boot the default guest, then run a container
 	@resources/run $(BIN)
 
 test: setup guest ## Unit tests, a short fuzz, and every test that boots something
