@@ -68,7 +68,7 @@ pub(super) struct Connection {
     has_asked: bool,
     /// The socket may have bytes, or its end, for us.
     is_readable: bool,
-    /// The host's program has closed one direction at least, so a short read is not the last.
+    /// The host's program has closed one direction at least, or may have: a short read is not the last.
     is_ending: bool,
     /// It has closed both.
     is_gone: bool,
@@ -101,8 +101,9 @@ impl Connection {
     /// One that a program of the host's asked for, which the guest has to accept by `deadline`.
     pub(super) fn requested(cid: u64, ports: Ports, socket: OwnedFd, deadline: Instant) -> Self {
         Self {
-            // What came right behind the CONNECT is not announced again.
+            // What came right behind the CONNECT is not announced again, an end neither.
             is_readable: true,
+            is_ending: true,
             ..Self::new(cid, ports, socket, Phase::Requested(deadline), Op::Request)
         }
     }
@@ -346,6 +347,7 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.is_readable = false;
+                self.is_ending = false;
                 self.appetite = 1;
             }
             // Its program died with what the guest sent unread.

@@ -242,6 +242,33 @@ fn the_host_connects_and_both_talk() {
     assert_eq!(guest.connections(), 0);
 }
 
+/// If it fails, a program that has said all before the guest accepts never gets an answer from a guest
+/// that waits for the end of the question.
+#[test]
+fn an_end_before_the_guest_accepts_is_an_end() {
+    let mut guest = Guest::ready();
+    for question in [&b""[..], b"question"] {
+        let mut stream = UnixStream::connect(guest.path()).unwrap();
+        stream.write_all(b"CONNECT 7\n").unwrap();
+        stream.write_all(question).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let request = guest.expect(Op::Request);
+        let ports = Ports {
+            host: request.src_port,
+            guest: 7,
+        };
+        guest.send(ports, Op::Response);
+        if !question.is_empty() {
+            assert_eq!(guest.receive().unwrap().1, question);
+        }
+        assert_eq!(guest.expect(Op::Shutdown).flags, SHUTDOWN_SEND);
+        guest.send_data(ports, b"answer");
+        guest.send(ports, Op::Reset);
+        let answer = format!("OK {}\nanswer", ports.host);
+        assert_eq!(drain(&stream), (answer.into_bytes(), true));
+    }
+}
+
 /// If it fails, a client waits for a port that the guest has refused, or one without a line is
 /// connected.
 #[test]
