@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use cofferdam_agent_protocol::api::CopyRequest;
+use cofferdam_agent_protocol::api::{ChangesRequest, CopyRequest, StatRequest, StatResponse};
 use cofferdam_agent_protocol::stream::Name;
 use nix::sched::{CloneFlags, setns, unshare};
 use tar::{Archive, Builder};
@@ -32,40 +32,79 @@ fn inside<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<
     })
 }
 
-fn path_of(request: &CopyRequest) -> Result<PathBuf> {
-    let path = Path::new(&request.path);
-    if !path.is_absolute() {
-        return Err(Error::invalid(
-            format!("path {:?}", request.path),
-            "not absolute",
-        ));
+fn absolute(path: &str) -> Result<PathBuf> {
+    if !Path::new(path).is_absolute() {
+        return Err(Error::invalid(format!("path {path:?}"), "not absolute"));
     }
-    Ok(path.to_owned())
+    Ok(path.into())
 }
 
-fn connection(containers: &Containers, request: &CopyRequest) -> Result<File> {
-    let mut all = containers.waiting.take(&request.token, &[Name::Archive])?;
+fn connection(containers: &Containers, token: &str) -> Result<File> {
+    let mut all = containers.waiting.take(token, &[Name::Archive])?;
     all.pop()
         .ok_or_else(|| Error::invalid("token", "it has no stream"))
 }
 
-/// Sends a path as an archive, in which it has the last part of its name.
-pub fn copy_out(containers: &Containers, request: &CopyRequest) -> Result<()> {
-    let path = path_of(request)?;
+/// Says what a path is.
+pub fn stat(containers: &Containers, request: &StatRequest) -> Result<StatResponse> {
+    let path = absolute(&request.path)?;
     let pid = containers.pid(&request.id, "")?;
-    let connection = connection(containers, request)?;
+    let about = inside(pid, || {
+        let about = match request.follow {
+            true => fs::metadata(&path),
+            false => fs::symlink_metadata(&path),
+        };
+        match about {
+            Ok(about) => Ok(Some(about)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+                _ => Err(error).context(|| format!("look at {}", path.display())),
+            },
+        }
+    })?;
+    let mut response = StatResponse::new();
+    if let Some(about) = about {
+        response.exists = true;
+        response.mode = about.mode();
+    }
+    Ok(response)
+}
+
+/// Sends a path as an archive, in which it has the name that is asked for, or the last part of its own.
+pub fn copy_out(containers: &Containers, request: &CopyRequest) -> Result<()> {
+    let asked = absolute(&request.path)?;
+    let pid = containers.pid(&request.id, "")?;
+    let connection = connection(containers, &request.token)?;
     inside(pid, || {
-        // The root has no name.
-        let name = path
-            .file_name()
-            .map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let name = match (request.name.as_str(), asked.file_name()) {
+            ("", Some(name)) => name.into(),
+            // The root has no name.
+            ("", None) => PathBuf::from("."),
+            (name, _) => name.into(),
+        };
+        let path = match request.follow {
+            true => fs::canonicalize(&asked).context(|| format!("find {}", asked.display()))?,
+            false => asked.clone(),
+        };
         let mut builder = Builder::new(connection);
         builder.follow_symlinks(false);
         builder.sparse(false);
         let written =
             append(&mut builder, &path, &name).and_then(|()| builder.into_inner()?.flush());
-        written.context(|| format!("send {} as an archive", path.display()))
+        written.context(|| format!("send {} as an archive", asked.display()))
     })
+}
+
+/// Sends what a container changed as a layer.
+pub fn changes(containers: &Containers, request: &ChangesRequest) -> Result<()> {
+    let upper = containers.upper(&request.id)?;
+    let connection = connection(containers, &request.token)?;
+    let written = match upper {
+        Some(upper) => cofferdam_changes::write_layer(&upper, connection),
+        // Nothing could be written, so nothing was changed.
+        None => Builder::new(connection).finish(),
+    };
+    written.context(|| format!("send the changes of container {}", request.id))
 }
 
 fn append(builder: &mut Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
@@ -86,20 +125,23 @@ fn append(builder: &mut Builder<impl Write>, path: &Path, name: &Path) -> io::Re
 
 /// Unpacks an archive in a directory, which is there.
 pub fn copy_in(containers: &Containers, request: &CopyRequest) -> Result<()> {
-    let path = path_of(request)?;
+    let path = absolute(&request.path)?;
     let pid = containers.pid(&request.id, "")?;
-    let connection = connection(containers, request)?;
+    let mut connection = connection(containers, &request.token)?;
     inside(pid, || {
         let about = fs::metadata(&path).context(|| format!("find {}", path.display()))?;
         if !about.is_dir() {
             return Err(Error::invalid(path.display(), "it is no directory"));
         }
-        let mut archive = Archive::new(connection);
+        let mut archive = Archive::new(&mut connection);
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(true);
         archive.set_overwrite(true);
         archive
             .unpack(&path)
+            // What is behind its end: who sends it shall not find nobody there.
+            .and_then(|()| io::copy(&mut connection, &mut io::sink()))
+            .map(drop)
             .context(|| format!("unpack the archive in {}", path.display()))
     })
 }

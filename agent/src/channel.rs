@@ -33,6 +33,8 @@ pub enum Task {
         spec: Box<Spec>,
         /// The directory where its root is mounted.
         rootfs: String,
+        /// The program runs below an init process.
+        init: bool,
     },
     /// One more.
     Exec {

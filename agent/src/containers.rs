@@ -66,7 +66,7 @@ struct Container {
     namespaces: Vec<String>,
     seccomp: Option<Seccomp>,
     /// Dropped last: undoes the mounts.
-    _mounts: Mounts,
+    mounts: Mounts,
 }
 
 #[derive(Debug)]
@@ -289,6 +289,7 @@ impl Containers {
             task: Task::Create {
                 rootfs: mounts.rootfs().display().to_string(),
                 spec: Box::new(spec),
+                init: request.init,
             },
         };
         let mut prepared = prepare(&order, &names)?;
@@ -329,7 +330,7 @@ impl Containers {
             has_pid_namespace: namespaces.iter().any(|kind| kind == "pid"),
             namespaces,
             seccomp: spec.linux.seccomp,
-            _mounts: mounts,
+            mounts,
         };
         state.containers.insert(id.to_owned(), container);
         self.claim(&mut state, pid);
@@ -578,6 +579,11 @@ impl Containers {
     /// The cgroup of a container.
     pub fn cgroup(&self, id: &str) -> Result<Cgroup> {
         Ok(self.lock().container(id)?.cgroup.clone())
+    }
+
+    /// Where what a container writes goes; nowhere if its root is read-only.
+    pub fn upper(&self, id: &str) -> Result<Option<PathBuf>> {
+        self.lock().container(id)?.mounts.upper()
     }
 
     /// Freezes or thaws a container.

@@ -33,6 +33,8 @@ pub struct Mounts {
     directory: PathBuf,
     /// In the order they were made.
     targets: Vec<PathBuf>,
+    /// The root has an overlay's layers, or is what the host prepared.
+    is_overlay: bool,
 }
 
 impl Drop for Mounts {
@@ -53,6 +55,7 @@ impl Mounts {
         let mut mounts = Self {
             directory: directory.clone(),
             targets: Vec::new(),
+            is_overlay: matches!(rootfs.kind, Some(api::rootfs::Kind::Overlay(_))),
         };
         make_directory(&directory)?;
         let root = mounts.rootfs();
@@ -75,6 +78,21 @@ impl Mounts {
     /// Where the container's root is.
     pub fn rootfs(&self) -> PathBuf {
         self.directory.join("rootfs")
+    }
+
+    /// The upper directory of the overlay; none if there is nothing but images.
+    pub fn upper(&self) -> Result<Option<PathBuf>> {
+        if !self.is_overlay {
+            let why = "it is no overlay, so nobody knows what was changed";
+            return Err(Error::invalid("the container's root", why));
+        }
+        let upper = self.writable().join("upper");
+        Ok(upper.exists().then_some(upper))
+    }
+
+    /// The directory with what an overlay's own directories are in.
+    fn writable(&self) -> PathBuf {
+        self.directory.join("writable")
     }
 
     fn mount(
@@ -119,7 +137,7 @@ impl Mounts {
         let mut options = format!("lowerdir={}", lower.join(":"));
         let mut flags = MsFlags::empty();
         if let Some(upper) = &overlay.upper {
-            let top = self.directory.join("writable");
+            let top = self.writable();
             make_directory(&top)?;
             match upper {
                 api::overlay::Upper::Tmpfs(tmpfs) => self.tmpfs(tmpfs, &top, flags)?,

@@ -200,6 +200,14 @@ impl Agent for Service {
         done(archive::copy_in(&self.containers, &request))
     }
 
+    fn stat(&self, _: &TtrpcContext, request: StatRequest) -> ttrpc::Result<StatResponse> {
+        Ok(archive::stat(&self.containers, &request)?)
+    }
+
+    fn changes(&self, _: &TtrpcContext, request: ChangesRequest) -> ttrpc::Result<Empty> {
+        done(archive::changes(&self.containers, &request))
+    }
+
     fn poweroff(&self, _: &TtrpcContext, request: PoweroffRequest) -> ttrpc::Result<Empty> {
         power::off(
             &self.containers,

@@ -68,16 +68,10 @@ pub enum CreateError {
     /// The host's runtime.
     #[error(transparent)]
     Runtime(#[from] crate::shim::ProcessError),
-    /// An init process.
-    #[error("--init is not there yet; the guest's own init reaps what the container leaves to it")]
-    Init,
 }
 
 /// Makes a container, which does not run yet.
 pub fn create(containers: &Containers, options: Options) -> Result<Container, CreateError> {
-    if options.init {
-        return Err(CreateError::Init);
-    }
     // Before anything is made, what can be refused.
     match options.isolation {
         Isolation::Vm => network::uplink(&options).map(|_| ())?,
@@ -151,6 +145,9 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     }
     if options.network != Some(crate::options::Network::None) {
         return refuse("there is only --network none yet");
+    }
+    if options.init {
+        return refuse("--init is not there yet");
     }
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
@@ -289,6 +286,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
         streams,
         size: options.tty.then_some((24, 80)),
         network: machine.network(&hostname, hosts, resolv),
+        init: options.init,
     };
     Ok((Plan::Vm(Box::new(machine), guest), ports))
 }

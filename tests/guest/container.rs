@@ -88,8 +88,9 @@ impl Drop for Engine {
     }
 }
 
+/// What a command printed, which must have succeeded.
 #[track_caller]
-fn said(what: &str, output: &Output) -> String {
+pub fn said(what: &str, output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -100,8 +101,9 @@ fn said(what: &str, output: &Output) -> String {
     text.trim_end().to_owned()
 }
 
+/// How a command ended.
 #[track_caller]
-fn code(output: &Output) -> i32 {
+pub fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("{output:?}"))
 }
 

@@ -11,6 +11,7 @@ mod block_trouble;
 mod boot;
 mod console;
 mod container;
+mod copy;
 mod debian;
 mod fs;
 mod harness;

@@ -157,6 +157,10 @@ calls! {
     copy_out "CopyOut" (CopyRequest) -> Empty;
     /// Unpacks the stream `archive` in a directory of a container's.
     copy_in "CopyIn" (CopyRequest) -> Empty;
+    /// What a path of a container's is.
+    stat "Stat" (StatRequest) -> StatResponse;
+    /// Sends what a container changed of its image on the stream `archive`.
+    changes "Changes" (ChangesRequest) -> Empty;
     /// Ends everything in the guest and powers it off.
     poweroff "Poweroff" (PoweroffRequest) -> Empty;
 }

@@ -23,7 +23,7 @@ pub use generated::agent_ttrpc as service;
 pub use client::{Client, ClientError};
 
 /// The version of the protocol; both sides have the same or do not talk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The guest's vsock port of the ttrpc service.
 pub const CONTROL_PORT: u32 = 1024;

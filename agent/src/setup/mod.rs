@@ -3,6 +3,7 @@
 //! into them, sets itself up and executes the program.
 
 mod devices;
+mod init;
 mod mounts;
 mod options;
 mod privileges;
@@ -67,12 +68,12 @@ fn run(channel: &mut Channel) -> Result<Infallible> {
     }
     setsid().context(|| "start a session".into())?;
     match &order.task {
-        Task::Create { spec, rootfs } => become_container(channel, &order, spec, rootfs, stdio),
+        Task::Create { spec, rootfs, .. } => become_container(channel, &order, spec, rootfs, stdio),
         Task::Exec { seccomp, .. } => {
             let filters = seccomp.as_ref().map(Filters::new).transpose()?;
             let process = users::resolved(&order.process)?;
             let terminal = open_terminal(&order, &process)?;
-            become_process(channel, &process, filters, terminal, stdio)
+            become_process(channel, &process, filters, terminal, stdio, false)
         }
     }
 }
@@ -216,7 +217,8 @@ fn become_container(
         umask(Mode::empty());
     }
     mounts::restrict(spec)?;
-    become_process(channel, &process, filters, terminal, stdio)
+    let init = matches!(order.task, Task::Create { init: true, .. });
+    become_process(channel, &process, filters, terminal, stdio, init)
 }
 
 fn set_names(spec: &Spec) -> Result<()> {
@@ -275,6 +277,7 @@ fn become_process(
     filters: Option<Filters>,
     terminal: Option<Terminal>,
     stdio: Vec<OwnedFd>,
+    init: bool,
 ) -> Result<Infallible> {
     refuse_labels(process)?;
     if let Some(terminal) = terminal {
@@ -335,6 +338,9 @@ fn become_process(
     }
     if let Some(filters) = filters.filter(|_| process.no_new_privileges) {
         filters.load()?;
+    }
+    if init {
+        init::stay_behind(process.terminal)?;
     }
     program.execute()
 }

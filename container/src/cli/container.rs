@@ -1,7 +1,9 @@
 //! Commands about containers.
 
 mod attach;
+mod changes;
 mod control;
+mod copy;
 mod exec;
 mod inspect;
 mod life;
@@ -50,6 +52,12 @@ pub(super) enum Command {
     Logs(logs::Args),
     /// Run one more program in a container
     Exec(exec::Args),
+    /// Copy files between a container and the host
+    Cp(copy::Args),
+    /// Print what a container changed of its image's files
+    Diff(changes::DiffArgs),
+    /// Make an image of a container
+    Commit(changes::CommitArgs),
     /// Connect with a container's input and output
     Attach(run::AttachArgs),
     /// Print all that is known of containers
@@ -70,6 +78,9 @@ pub(super) enum Command {
     Shim {
         /// The container's ID.
         id: String,
+        /// Without running it: for its files.
+        #[arg(long)]
+        visit: bool,
     },
 }
 
@@ -108,6 +119,9 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Ps(args) => list::ps(&args),
         Command::Logs(args) => logs::logs(&args),
         Command::Exec(args) => exec::exec(&args),
+        Command::Cp(args) => copy::cp(&args),
+        Command::Diff(args) => changes::diff(&args),
+        Command::Commit(args) => changes::commit(&args),
         Command::Attach(args) => run::attach(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Port(args) => inspect::port(&args),
@@ -115,7 +129,7 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Stats(args) => inspect::stats(&args),
         Command::Events(args) => logs::events(&args),
         Command::Volume(command) => volume::run(command),
-        Command::Shim { id } => return shim::main(&id),
+        Command::Shim { id, visit } => return shim::main(&id, visit),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

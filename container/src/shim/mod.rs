@@ -7,6 +7,7 @@ mod output;
 mod process;
 mod server;
 mod session;
+mod visit;
 pub mod wire;
 
 use std::fs;
@@ -100,9 +101,15 @@ struct Life {
     state: State,
 }
 
-/// Is the shim of the container with this ID until its end.
-pub fn main(id: &str) -> ExitCode {
-    match run(id) {
+/// Is the shim of the container with this ID until its end; or, on a visit, of its files.
+pub fn main(id: &str, visit: bool) -> ExitCode {
+    // No terminal's signals any more. It fails for who leads a session already.
+    let _ = rustix::process::setsid();
+    let done = match visit {
+        true => visit::run(id),
+        false => run(id),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cofferdam: {}", crate::describe(&error));
@@ -112,8 +119,6 @@ pub fn main(id: &str) -> ExitCode {
 }
 
 fn run(id: &str) -> Result<(), ShimError> {
-    // No terminal's signals any more. It fails for who leads a session already.
-    let _ = rustix::process::setsid();
     let container = Containers::open()?.find(id)?;
     let lock = container.lock()?;
     let listener = listen(&container)?;
@@ -157,11 +162,20 @@ fn run(id: &str) -> Result<(), ShimError> {
 /// Held by who still talks with a client.
 type Busy = Sender<()>;
 
+/// Makes the directory of the container's sockets.
+fn make_run(container: &Container) -> Result<(), ShimError> {
+    let mut dir = fs::DirBuilder::new();
+    let made = dir.recursive(true).mode(0o700).create(&container.run);
+    made.map_err(|source| ShimError::Io {
+        action: format!("cannot make the directory {}", container.run.display()),
+        source,
+    })
+}
+
 fn listen(container: &Container) -> Result<UnixListener, ShimError> {
+    make_run(container)?;
     let path = container.socket();
     let listen = || {
-        let mut dir = fs::DirBuilder::new();
-        dir.recursive(true).mode(0o700).create(&container.run)?;
         // Of a shim that was killed; we have the lock.
         let _ = fs::remove_file(&path);
         UnixListener::bind(&path)

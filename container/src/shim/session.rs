@@ -76,6 +76,8 @@ pub struct Guest {
     pub size: Option<(u16, u16)>,
     /// What the guest is told of the network.
     pub network: api::NetworkRequest,
+    /// The program runs below an init process.
+    pub init: bool,
 }
 
 /// How a container's process ended.
@@ -262,6 +264,7 @@ impl Vm {
         request.storages = machine.storages();
         request.size = guest.size.map(size).into();
         request.streams = Some(guest.streams.clone()).into();
+        request.init = guest.init;
         agent.create(request)?;
         let streams = Streams::connect(&agent, &guest.streams)?;
         let id = guest.id;

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use cofferdam_agent_protocol::{Client, ClientError};
 
@@ -102,14 +102,73 @@ pub(super) fn request(container: &Container, what: &Request) -> Result<Answered,
     }
 }
 
+/// Who was let to the files of a container that does not run. Dropped, its VM ends.
+#[derive(Debug)]
+struct Visit {
+    shim: Child,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        // The end of its input is what it waits for; and its file system is clean when it ends.
+        drop(self.shim.stdin.take());
+        let _ = self.shim.wait();
+    }
+}
+
+/// The agent in the VM of a container: in that which runs, or in one that is there for as long as this.
+#[derive(Debug)]
+pub(in crate::cli) struct Host {
+    /// The agent.
+    pub(super) agent: Client,
+    /// The container runs.
+    pub(super) is_live: bool,
+    _visit: Option<Visit>,
+}
+
+/// The agent of a container's VM, running or not; then the container is set up in a VM, and not started.
+pub(super) fn host(container: &Container) -> Result<Host, ControlError> {
+    let name = || container.record.name.clone();
+    match container.state()?.status {
+        Status::Running | Status::Paused => Ok(Host {
+            agent: agent(container)?,
+            is_live: true,
+            _visit: None,
+        }),
+        Status::Restarting => Err(ControlError::NotRunning(name())),
+        Status::Created | Status::Exited => {
+            if container.record.options.isolation == Isolation::Process {
+                return Err(ControlError::NoVm(name()));
+            }
+            let shim = spawn_shim(container, &["--visit"])?;
+            let visit = Some(Visit { shim });
+            let agent = Client::connect(&container.vsock())?.0;
+            Ok(Host {
+                agent,
+                is_live: false,
+                _visit: visit,
+            })
+        }
+    }
+}
+
 /// A shim that was started and will run its container when it is told to. Dropped before, it gives up.
 pub(in crate::cli) struct Starter<'a> {
     container: &'a Container,
-    _hold: ChildStdin,
+    _hold: Option<ChildStdin>,
 }
 
 /// Starts a container's shim, and with it its VM.
 pub(super) fn start_shim(container: &Container) -> Result<Starter<'_>, ControlError> {
+    let mut shim = spawn_shim(container, &[])?;
+    Ok(Starter {
+        container,
+        _hold: shim.stdin.take(),
+    })
+}
+
+/// Starts a shim and waits until it is ready.
+fn spawn_shim(container: &Container, options: &[&str]) -> Result<Child, ControlError> {
     // Says better what is wrong than the shim could.
     drop(container.lock()?);
     let name = container.record.name.clone();
@@ -122,6 +181,7 @@ pub(super) fn start_shim(container: &Container) -> Result<Starter<'_>, ControlEr
     let spawn = || {
         let mut child = Command::new(program)
             .args(["shim", &container.record.id])
+            .args(options)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -131,14 +191,15 @@ pub(super) fn start_shim(container: &Container) -> Result<Starter<'_>, ControlEr
         if let Some(out) = child.stdout.take() {
             BufReader::new(out).read_line(&mut ready)?;
         }
-        Ok((child.stdin.take(), ready))
+        Ok((child, ready))
     };
     match spawn() {
-        Ok((Some(hold), ready)) if ready == READY => Ok(Starter {
-            container,
-            _hold: hold,
-        }),
-        Ok(_) => Err(start(last_line(&log))),
+        Ok((child, ready)) if ready == READY => Ok(child),
+        Ok((mut child, _)) => {
+            drop(child.stdin.take());
+            let _ = child.wait();
+            Err(start(last_line(&log)))
+        }
         Err(error) => {
             let error: io::Error = error;
             Err(start(error.to_string()))

@@ -1,0 +1,359 @@
+//! `cp`.
+
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use cofferdam_agent_protocol::{Client, ClientError, api};
+
+use super::Outcome;
+use super::control::{failed, host};
+use crate::copy::{self, CopyError, From, Owner};
+use crate::state::{Containers, new_id};
+
+const RULES: &str = "\
+A directory is copied into a directory that is there, and becomes one that is not; `SOURCE/.` copies
+what is in it. A container's paths begin at its root. `-` is a tar on standard input or output.
+
+A container that does not run is set up in a VM for it, and not started.";
+
+/// Copy files between a container and the host
+#[derive(Debug, clap::Args)]
+#[command(after_help = RULES)]
+pub(in crate::cli) struct Args {
+    /// With owners and set-id bits; else all that comes is the user's, all that goes is root's
+    #[arg(short, long)]
+    archive: bool,
+    /// If SOURCE is a symbolic link, copy what that leads to
+    #[arg(short = 'L', long)]
+    follow_link: bool,
+    /// Say nothing (nor does it otherwise)
+    #[arg(short, long)]
+    quiet: bool,
+    /// CONTAINER:PATH, a path of the host, or -
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// CONTAINER:PATH, a path of the host, or -
+    #[arg(value_name = "TARGET")]
+    target: String,
+}
+
+/// What stands in the way.
+#[derive(Debug, thiserror::Error)]
+enum CpError {
+    #[error("cp is between a container and the host: one of SOURCE and TARGET is CONTAINER:PATH")]
+    Sides,
+    #[error("there is no {0}")]
+    Missing(String),
+    #[error("{0} is no directory, and a directory cannot be copied to it")]
+    NoDirectory(String),
+    #[error("the archive is not written to a terminal; send it to a file or a pipe")]
+    Terminal,
+    #[error("cannot copy from {0}")]
+    From(String, #[source] io::Error),
+    #[error("cannot copy to {0}")]
+    To(String, #[source] io::Error),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+}
+
+/// One of the two.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'a> {
+    Container(&'a str, String),
+    Host(&'a str),
+    Stream,
+}
+
+impl<'a> Place<'a> {
+    /// As Docker reads it: what begins with a slash or a dot is the host's, whatever follows.
+    fn parse(text: &'a str) -> Self {
+        if text == "-" {
+            return Self::Stream;
+        }
+        match text.split_once(':') {
+            Some((container, path)) if !text.starts_with(['/', '.']) && !container.is_empty() => {
+                Self::Container(container, format!("/{}", path.trim_start_matches('/')))
+            }
+            _ => Self::Host(text),
+        }
+    }
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Directory,
+    Other,
+}
+
+/// Where a copy goes: the directory that must be there, and what it is called in it; without a name it
+/// is what is in the source that goes there.
+#[derive(Debug, PartialEq, Eq)]
+struct Goal {
+    dir: PathBuf,
+    name: Option<PathBuf>,
+}
+
+/// Docker's rules. `name` is the source's own, `contents` says that it ends in `/.`.
+fn goal(
+    is_directory: bool,
+    name: &Path,
+    contents: bool,
+    target: &str,
+    found: Found,
+) -> Result<Goal, CpError> {
+    let path = Path::new(target);
+    let within = |name: Option<&Path>| {
+        Ok(Goal {
+            dir: path.to_owned(),
+            name: name.map(Path::to_owned),
+        })
+    };
+    match found {
+        Found::Directory if is_directory && contents => within(None),
+        Found::Directory => within(Some(name)),
+        Found::Other if is_directory || target.ends_with('/') => {
+            Err(CpError::NoDirectory(target.to_owned()))
+        }
+        Found::Nothing if !is_directory && target.ends_with('/') => {
+            Err(CpError::Missing(format!("directory {target}")))
+        }
+        Found::Nothing | Found::Other => {
+            let named = path.file_name().map(PathBuf::from);
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+            Ok(Goal {
+                dir: parent.unwrap_or(Path::new(".")).to_owned(),
+                name: Some(named.ok_or_else(|| CpError::Missing(target.to_owned()))?),
+            })
+        }
+    }
+}
+
+pub(super) fn cp(args: &Args) -> Outcome {
+    let containers = Containers::open()?;
+    let places = (Place::parse(&args.source), Place::parse(&args.target));
+    let (name, _) = match &places {
+        (Place::Container(name, path), Place::Host(_) | Place::Stream)
+        | (Place::Host(_) | Place::Stream, Place::Container(name, path)) => (name, path),
+        _ => return Err(CpError::Sides.into()),
+    };
+    let container = containers.find(name)?;
+    if places.1 == Place::Stream && io::stdout().is_terminal() {
+        return Err(CpError::Terminal.into());
+    }
+    let host = host(&container).map_err(failed)?;
+    let copy = Copy {
+        args,
+        agent: &host.agent,
+        id: &container.record.id,
+    };
+    match &places {
+        (Place::Container(_, from), Place::Stream) => copy.get_stream(from)?,
+        (Place::Container(_, from), Place::Host(to)) => copy.get_host(from, to)?,
+        (Place::Stream, Place::Container(_, to)) => copy.put_stream(to)?,
+        (Place::Host(from), Place::Container(_, to)) => copy.put_host(from, to)?,
+        _ => return Err(CpError::Sides.into()),
+    }
+    Ok(0)
+}
+
+struct Copy<'a> {
+    args: &'a Args,
+    agent: &'a Client,
+    id: &'a str,
+}
+
+impl Copy<'_> {
+    fn stat(&self, path: &str, follow: bool) -> Result<Found, ClientError> {
+        let mut request = api::StatRequest::new();
+        (request.id, request.path) = (self.id.to_owned(), path.to_owned());
+        request.follow = follow;
+        let about = self.agent.stat(request)?;
+        Ok(match (about.exists, about.mode & libc::S_IFMT) {
+            (false, _) => Found::Nothing,
+            (true, libc::S_IFDIR) => Found::Directory,
+            (true, _) => Found::Other,
+        })
+    }
+
+    fn request(&self, path: &str, name: &str) -> api::CopyRequest {
+        let mut request = api::CopyRequest::new();
+        (request.id, request.path) = (self.id.to_owned(), path.to_owned());
+        (request.token, request.name) = (new_id(), name.to_owned());
+        request.follow = self.args.follow_link;
+        request
+    }
+
+    fn receive<T>(
+        &self,
+        path: &str,
+        name: &str,
+        take: impl FnOnce(copy::Incoming<'_>) -> T,
+    ) -> Result<T, ClientError> {
+        let request = self.request(path, name);
+        let token = request.token.clone();
+        copy::receive(self.agent, &token, |agent| agent.copy_out(request), take)
+    }
+
+    fn send(
+        &self,
+        path: &str,
+        fill: impl FnOnce(&mut std::os::unix::net::UnixStream) -> io::Result<()>,
+    ) -> Result<(), CopyError> {
+        let request = self.request(path, "");
+        let token = request.token.clone();
+        copy::send(self.agent, &token, |agent| agent.copy_in(request), fill)
+    }
+
+    fn get_stream(&self, from: &str) -> Result<(), CpError> {
+        let done = self.receive(from, "", |mut archive| {
+            copy::pass(&mut archive, &mut io::stdout())
+        })?;
+        done.map_err(|error| CpError::From(from.to_owned(), error))
+    }
+
+    fn get_host(&self, from: &str, to: &str) -> Result<(), CpError> {
+        // What ends in a slash is meant as the directory that a link leads to.
+        let follow = self.args.follow_link || from.ends_with('/') || from.ends_with("/.");
+        let is_directory = match self.stat(from, follow)? {
+            Found::Nothing => return Err(CpError::Missing(format!("{from} in the container"))),
+            found => found == Found::Directory,
+        };
+        let own = Path::new(from).file_name().map(PathBuf::from);
+        // Of the root there is only what is in it.
+        let contents = from.ends_with("/.") || own.is_none();
+        let found = match fs::metadata(to) {
+            Ok(about) if about.is_dir() => Found::Directory,
+            Ok(_) => Found::Other,
+            Err(_) => Found::Nothing,
+        };
+        let goal = goal(is_directory, &own.unwrap_or_default(), contents, to, found)?;
+        let target = match &goal.name {
+            Some(name) => goal.dir.join(name),
+            None => goal.dir,
+        };
+        let owner = match self.args.archive {
+            true => Owner::Archive,
+            false => Owner::Us,
+        };
+        let failed = |error| CpError::To(target.display().to_string(), error);
+        if is_directory && !target.is_dir() {
+            fs::create_dir(&target).map_err(failed)?;
+        }
+        // A directory's name is not the container's to choose: what it has goes into the target.
+        let name = if is_directory { "." } else { "file" };
+        let done = self.receive(from, name, |archive| match is_directory {
+            true => copy::extract_directory(archive, &target, owner),
+            false => copy::extract_file(archive, &target, owner).map(|()| 0),
+        })?;
+        left_out(done.map_err(failed)?);
+        Ok(())
+    }
+
+    fn put_stream(&self, to: &str) -> Result<(), CpError> {
+        self.must_be_directory(to)?;
+        let mut stdin = io::stdin();
+        Ok(self.send(to, |archive| copy::pass(&mut stdin, archive))?)
+    }
+
+    fn must_be_directory(&self, path: &str) -> Result<(), CpError> {
+        match self.stat(path, true)? {
+            Found::Directory => Ok(()),
+            Found::Other => Err(CpError::NoDirectory(format!("{path} in the container"))),
+            Found::Nothing => Err(CpError::Missing(format!(
+                "directory {path} in the container"
+            ))),
+        }
+    }
+
+    fn put_host(&self, from: &str, to: &str) -> Result<(), CpError> {
+        let path = Path::new(from);
+        let failed = |error| CpError::From(from.to_owned(), error);
+        let follow = self.args.follow_link || from.ends_with('/') || from.ends_with("/.");
+        let about = match follow {
+            true => fs::metadata(path),
+            false => fs::symlink_metadata(path),
+        };
+        let is_directory = about.map_err(failed)?.is_dir();
+        // `.` and `..` have no name of their own.
+        let own = match path.file_name() {
+            Some(name) => PathBuf::from(name),
+            None => {
+                let whole = path.canonicalize().map_err(failed)?;
+                whole.file_name().map(PathBuf::from).unwrap_or_default()
+            }
+        };
+        let contents = from.ends_with("/.") || from == "." || own.as_os_str().is_empty();
+        let found = self.stat(to, true)?;
+        let goal = goal(is_directory, &own, contents, to, found)?;
+        let dir = goal.dir.to_string_lossy().into_owned();
+        self.must_be_directory(&dir)?;
+        let what = From {
+            path,
+            name: goal.name.as_deref().unwrap_or(Path::new(".")),
+            follow,
+            owners: self.args.archive,
+        };
+        let mut missing = 0;
+        self.send(&dir, |archive| {
+            missing = copy::pack(what, archive)?;
+            Ok(())
+        })?;
+        left_out(missing);
+        Ok(())
+    }
+}
+
+fn left_out(count: u64) {
+    if count > 0 {
+        eprintln!("cofferdam: {count} sockets, devices and FIFOs are not copied");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it fails, files are taken from or brought to the wrong machine.
+    #[test]
+    fn places_are_the_containers_or_the_hosts() {
+        let container = |name, path: &str| Place::Container(name, path.to_owned());
+        assert_eq!(Place::parse("web:/etc"), container("web", "/etc"));
+        assert_eq!(Place::parse("web:etc"), container("web", "/etc"));
+        assert_eq!(Place::parse("web:"), container("web", "/"));
+        assert_eq!(Place::parse("./web:x"), Place::Host("./web:x"));
+        assert_eq!(Place::parse("/a:b"), Place::Host("/a:b"));
+        assert_eq!(Place::parse("file"), Place::Host("file"));
+        assert_eq!(Place::parse("-"), Place::Stream);
+    }
+
+    /// If it fails, a copy lands elsewhere than Docker's would.
+    #[test]
+    fn goals_are_dockers() {
+        let name = Path::new("src");
+        let to = |is_directory, contents, target, found| {
+            goal(is_directory, name, contents, target, found)
+                .map(|goal| (goal.dir, goal.name))
+                .map_err(|error| error.to_string())
+        };
+        let expect = |dir: &str, name: Option<&str>| Ok((dir.into(), name.map(PathBuf::from)));
+        for is_directory in [false, true] {
+            let into = to(is_directory, false, "/d", Found::Directory);
+            assert_eq!(into, expect("/d", Some("src")));
+            let new = to(is_directory, false, "/d/new", Found::Nothing);
+            assert_eq!(new, expect("/d", Some("new")));
+        }
+        assert_eq!(to(true, true, "/d", Found::Directory), expect("/d", None));
+        assert_eq!(to(false, false, "/f", Found::Other), expect("/", Some("f")));
+        assert_eq!(
+            to(false, false, "f", Found::Nothing),
+            expect(".", Some("f"))
+        );
+        assert!(to(true, false, "/f", Found::Other).is_err());
+        assert!(to(false, false, "/d/", Found::Nothing).is_err());
+    }
+}
