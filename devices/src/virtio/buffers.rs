@@ -4,10 +4,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 
 use super::QueueError;
+use super::ring::RawDescriptor;
 use crate::GuestMemory;
 
 /// The pieces of one list at most: what one `preadv` takes (IOV_MAX).
@@ -40,10 +42,11 @@ struct Region {
 
 impl Region {
     /// Where `len` bytes at `addr` are in the host, if all of them are in the region.
-    fn find(&self, addr: GuestAddress, len: u32) -> Option<*mut u8> {
+    #[inline]
+    fn find(&self, addr: GuestAddress, len: u64) -> Option<*mut u8> {
         // Below its start: a huge offset, which is past its end.
         let offset = addr.0.wrapping_sub(self.start.0);
-        let is_inside = offset <= self.len && u64::from(len) <= self.len - offset;
+        let is_inside = offset <= self.len && len <= self.len - offset;
         is_inside.then(|| {
             self.host
                 .wrapping_add(usize::try_from(offset).unwrap_or(usize::MAX))
@@ -74,7 +77,7 @@ impl Buffers {
     /// Adds `len` bytes at `addr`. A buffer of no bytes adds nothing, wherever it is.
     #[inline]
     pub(super) fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), QueueError> {
-        let known = self.region.and_then(|region| region.find(addr, len));
+        let known = self.region.and_then(|region| region.find(addr, len.into()));
         match known {
             Some(host) if len > 0 => self.push_piece(libc::iovec {
                 iov_base: host.cast(),
@@ -82,6 +85,45 @@ impl Buffers {
             }),
             _ => self.push_unknown(addr, len),
         }
+    }
+
+    /// Adds the buffers of descriptors as drivers write them for a large one, and returns how many: they
+    /// lie one behind the other in `table` from `index` on, each with just these `flags` and the next
+    /// one's index, in the region of the last buffer. `most` of them at most; what is not like that is
+    /// left to the caller.
+    #[inline(never)]
+    pub(super) fn push_run(
+        &mut self,
+        table: &[RawDescriptor],
+        index: u16,
+        flags: u16,
+        most: usize,
+    ) -> usize {
+        let Some(region) = self.region else {
+            return 0;
+        };
+        let (before, mut len) = (self.pieces.len(), 0);
+        let most = most.min(MAX_PIECES - before).min((u16::MAX - index).into());
+        // Flags and next (virtio 1.2, section 2.7.5), little-endian behind the length.
+        let mut expected = u64::from(flags) | (u64::from(index) << 16);
+        for [addr, rest] in table.iter().skip(index.into()).take(most) {
+            let rest = u64::from_le(rest.load(Ordering::Relaxed));
+            let count = rest & u64::from(u32::MAX);
+            expected += 1 << 16;
+            let addr = GuestAddress(u64::from_le(addr.load(Ordering::Relaxed)));
+            let Some(host) = region.find(addr, count) else {
+                break;
+            };
+            if rest >> 32 != expected || count == 0 {
+                break;
+            }
+            let iov_len = usize::try_from(count).unwrap_or(usize::MAX);
+            len += iov_len;
+            let iov_base = host.cast();
+            self.pieces.push(libc::iovec { iov_base, iov_len });
+        }
+        self.len += len;
+        self.pieces.len() - before
     }
 
     /// As [`Self::push`] for a buffer that is not in the region of the last one, or not in one region.
@@ -108,7 +150,7 @@ impl Buffers {
     /// Where `len` bytes at `addr` are in the host, if all of them are in one region, which stays mapped
     /// as long as `self` lives.
     pub(super) fn find(&mut self, addr: GuestAddress, len: u32) -> Option<*mut u8> {
-        let find = |region: Option<Region>| region.and_then(|region| region.find(addr, len));
+        let find = |region: Option<Region>| region.and_then(|region| region.find(addr, len.into()));
         find(self.region).or_else(|| {
             self.learn(addr);
             find(self.region)

@@ -114,7 +114,9 @@ impl Chain {
         let mut is_indirect = false;
         let mut total = 0u32;
         // An indirect descriptor is one step of its own; a loop runs into the limit.
-        for _ in 0..=limit {
+        let mut left = usize::from(limit) + 1;
+        while let Some(fewer) = left.checked_sub(1) {
+            left = fewer;
             let descriptor = table.read(mem, index)?;
             let is = |flag: u32| u32::from(descriptor.flags) & flag != 0;
             if is(VRING_DESC_F_INDIRECT) {
@@ -125,20 +127,31 @@ impl Chain {
                 (is_indirect, index) = (true, 0);
                 continue;
             }
-            total = total
-                .checked_add(descriptor.len)
-                .ok_or(QueueError::ChainLength)?;
-            if is(VRING_DESC_F_WRITE) {
-                self.writable.push(descriptor.addr, descriptor.len)?;
+            let buffers = if is(VRING_DESC_F_WRITE) {
+                &mut self.writable
             } else if self.writable.is_empty() {
-                self.readable.push(descriptor.addr, descriptor.len)?;
+                &mut self.readable
             } else {
                 return Err(QueueError::Order);
-            }
+            };
+            let before = buffers.len();
+            buffers.push(descriptor.addr, descriptor.len)?;
+            index = descriptor.next;
+            let run = match &table {
+                Table::Mapped(table) if is(VRING_DESC_F_NEXT) => {
+                    buffers.push_run(table, index, descriptor.flags, left)
+                }
+                _ => 0,
+            };
+            left -= run;
+            index += u16::try_from(run).unwrap_or(u16::MAX);
+            total = u32::try_from(buffers.len() - before)
+                .ok()
+                .and_then(|added| total.checked_add(added))
+                .ok_or(QueueError::ChainLength)?;
             if !is(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
-            index = descriptor.next;
         }
         Err(QueueError::ChainTooLong { limit })
     }

@@ -295,15 +295,32 @@ fn model(table: &[(u64, u32, u16, u16)], indirect: &[(u64, u32, u16, u16)]) -> O
 }
 
 const TABLE: u64 = 0x8000;
+/// In place of the next descriptor's index: one more than its own.
+const ROW: u16 = u16::MAX;
 
 fn descriptors(count: usize) -> impl Strategy<Value = Vec<(u64, u32, u16, u16)>> {
     let addr =
         prop_oneof![8 => 0x1_0000u64..0x2_0000, 1 => MEM_END - 32..MEM_END + 32, 1 => any::<u64>()];
     let len = prop_oneof![8 => 0u32..256, 1 => any::<u32>()];
     let plain = (addr, len, 0u16..4, 0u16..9);
+    // As drivers write the descriptors of a large buffer: each names the next one in the table.
+    let in_a_row = (
+        0x1_0000u64..0x2_0000,
+        1u32..256,
+        prop_oneof![Just(1u16), Just(3)],
+        Just(ROW),
+    );
     let indirect = prop_oneof![4 => Just(64u32), 1 => 0u32..80]
         .prop_flat_map(|len| (Just(TABLE), Just(len), 4u16..8, 0u16..9));
-    proptest::collection::vec(prop_oneof![6 => plain, 1 => indirect], count)
+    let any_kind = prop_oneof![6 => plain, 12 => in_a_row, 1 => indirect];
+    proptest::collection::vec(any_kind, count).prop_map(|mut table| {
+        for (i, (_, _, _, next)) in (0..).zip(&mut table) {
+            if *next == ROW {
+                *next = i + 1;
+            }
+        }
+        table
+    })
 }
 
 proptest! {
