@@ -303,6 +303,12 @@ impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            // Of a VM that a test was not done with: what it said may tell why.
+            let [log, console] = [&mut self.log, &mut self.console]
+                .map(|stream| std::mem::replace(stream, Stream::new(std::io::empty())).all());
+            eprintln!("log:\n{log}\nconsole:\n{console}");
+        }
     }
 }
 

@@ -238,7 +238,8 @@ read line
 read line
 socat -u VSOCK-LISTEN:2003 OPEN:/dev/null & victim=$!
 read line
-kill -9 $victim; echo "third ended""#;
+kill -9 $victim; echo "third ended"
+read line"#;
     let dir = TempDir::new("vsockstall");
     let path = dir.join("v");
     let listener = listen(&path, 3001);
@@ -284,5 +285,6 @@ kill -9 $victim; echo "third ended""#;
     for stream in &mut others {
         round_trip(stream, b"still here");
     }
+    vm.type_text("\n");
     vm.end().expect(0);
 }
