@@ -65,6 +65,9 @@ pub enum CreateError {
     /// An option that a container on the host's kernel cannot have.
     #[error("--isolation=process: {0}")]
     Process(&'static str),
+    /// A runtime for what needs none.
+    #[error("--runtime goes with --isolation=process")]
+    Runtimes,
     /// The host's runtime.
     #[error(transparent)]
     Runtime(#[from] crate::shim::ProcessError),
@@ -74,6 +77,7 @@ pub enum CreateError {
 pub fn create(containers: &Containers, options: Options) -> Result<Container, CreateError> {
     // Before anything is made, what can be refused.
     match options.isolation {
+        Isolation::Vm if options.runtime.is_some() => return Err(CreateError::Runtimes),
         Isolation::Vm => network::uplink(&options).map(|_| ())?,
         Isolation::Process => check_process(&options)?,
     }
@@ -156,7 +160,7 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     if names || !options.dns_search.is_empty() || !options.dns_option.is_empty() {
         return refuse("--add-host and --dns are not there yet");
     }
-    Ok(crate::shim::find_runtime().map(drop)?)
+    Ok(crate::shim::find_runtime(options.runtime).map(drop)?)
 }
 
 /// What is mounted from outside, where the host's runtime finds it.
@@ -235,6 +239,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let Record { id, options, .. } = &container.record;
     if options.isolation == Isolation::Process {
         let bundle = Bundle {
+            runtime: crate::shim::find_runtime(options.runtime)?,
             id: id.clone(),
             dir: container.bundle(),
             layers: container.record.layers.clone(),
@@ -293,8 +298,11 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
 
 /// Removes a container that does not run, with the volumes that are its own. `lock` is its.
 pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
-    if container.record.options.isolation == Isolation::Process {
-        crate::shim::delete_process(&container.record.id);
+    let options = &container.record.options;
+    if options.isolation == Isolation::Process
+        && let Ok(runtime) = crate::shim::find_runtime(options.runtime)
+    {
+        crate::shim::delete_process(runtime, &container.record.id);
     }
     container.remove(lock)?;
     let volumes = Volumes::at(&paths::data());

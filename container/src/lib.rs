@@ -1,6 +1,7 @@
 //! Containers that each have a kernel of their own: images, the runtime, and the command line.
 
 pub mod cli;
+pub mod compare;
 pub mod copy;
 pub mod create;
 pub mod disk;

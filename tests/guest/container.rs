@@ -22,6 +22,13 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::new`], not on an overlay, as the lab's root is: containers on the host's kernel
+    /// have one of their own, which cannot lie there.
+    pub fn for_processes(name: &str) -> Self {
+        let dir = TempDir::within(Path::new("/run"), name);
+        Self { dir }
+    }
+
     /// A path for the test's own use.
     pub fn path(&self, name: &str) -> String {
         self.dir.join(name).to_str().unwrap().to_owned()
@@ -380,9 +387,7 @@ fn the_killed_leave_nothing_behind() {
 /// and streams.
 #[test]
 fn an_image_runs_as_a_process() {
-    // An overlay cannot lie on an overlay, as the lab's root is.
-    let dir = TempDir::within(Path::new("/run"), "process");
-    let engine = Engine { dir };
+    let engine = Engine::for_processes("process");
     let options = "--isolation=process --network none";
     let release = engine.text(&format!("run --rm {options} busybox uname -r"));
     assert_eq!(release, host("uname -r").trim());

@@ -9,6 +9,7 @@ mod agent;
 mod block;
 mod block_trouble;
 mod boot;
+mod compare;
 mod console;
 mod container;
 mod copy;

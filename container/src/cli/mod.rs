@@ -1,5 +1,6 @@
 //! The command line of container mode: a file a subject.
 
+mod compare;
 mod container;
 mod format;
 mod image;
@@ -34,6 +35,8 @@ enum Command {
     Container(container::Command),
     #[command(flatten)]
     Image(image::Command),
+    /// Measure an image as a process and in a VM, side by side
+    Compare(compare::Args),
 }
 
 /// The monitor's own commands, for suggestions to who mistypes one.
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Container(command) => container::run(command),
             Command::Image(command) => image::run(command),
+            Command::Compare(args) => compare::run(&args),
         },
         Err(error) => refuse(&error),
     }

@@ -56,6 +56,29 @@ pub enum Isolation {
     Process,
 }
 
+/// Who makes containers on the host's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// The Open Container Initiative's own.
+    Runc,
+    /// The one in C.
+    Crun,
+}
+
+impl Runtime {
+    /// In the order in which they are taken.
+    pub const ALL: [Self; 2] = [Self::Runc, Self::Crun];
+
+    /// The program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+        }
+    }
+}
+
 /// The options that `create` and `run` have in common.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
@@ -176,6 +199,9 @@ pub struct Options {
     /// How the container is kept apart
     #[arg(long, value_enum, default_value_t, help_heading = WALLS)]
     pub isolation: Isolation,
+    /// With --isolation=process: who makes it [default: the first that is there]
+    #[arg(long, value_enum, help_heading = WALLS)]
+    pub runtime: Option<Runtime>,
     /// Kernel of the VM [default: the default guest's]
     #[arg(long, value_name = "FILE", help_heading = WALLS)]
     pub kernel: Option<PathBuf>,

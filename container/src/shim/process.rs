@@ -16,9 +16,7 @@ use rustix::process::{
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::session::{End, Streams};
-
-/// Those that can, the first that is there.
-const RUNTIMES: [&str; 2] = ["runc", "crun"];
+use crate::options::Runtime;
 
 /// Mounts the layers and an overlay on them in a mount namespace of its own, which is gone when the
 /// container is; then it is the runtime.
@@ -40,8 +38,8 @@ exec "$@"
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// There is none.
-    #[error("--isolation=process needs runc or crun, and neither is in $PATH")]
-    NoRuntime,
+    #[error("--isolation=process needs {0}: not in $PATH")]
+    NoRuntime(&'static str),
     /// A step of our own.
     #[error("cannot {action}")]
     Io {
@@ -83,6 +81,8 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
 /// What a runtime needs to know.
 #[derive(Clone, Debug)]
 pub struct Bundle {
+    /// Who makes it.
+    pub runtime: Runtime,
     /// The container's ID.
     pub id: String,
     /// The directory with config.json.
@@ -102,26 +102,29 @@ pub struct Bundle {
 /// A container that was made by the host's runtime.
 #[derive(Debug)]
 pub struct Process {
-    runtime: &'static str,
+    runtime: Runtime,
     id: String,
     pid: Pid,
     terminal: Option<File>,
 }
 
-/// The runtime of the host's.
-pub fn find_runtime() -> Result<&'static str, ProcessError> {
+/// The runtime of the host's that is wanted, or else the first that is there.
+pub fn find_runtime(wanted: Option<Runtime>) -> Result<Runtime, ProcessError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let is_there = |name: &&str| dirs.iter().any(|dir| dir.join(name).is_file());
-    RUNTIMES
+    let is_there = |one: &Runtime| dirs.iter().any(|dir| dir.join(one.program()).is_file());
+    Runtime::ALL
         .into_iter()
+        .filter(|one| wanted.is_none_or(|wanted| wanted == *one))
         .find(is_there)
-        .ok_or(ProcessError::NoRuntime)
+        .ok_or(ProcessError::NoRuntime(
+            wanted.map_or("runc or crun", Runtime::program),
+        ))
 }
 
 /// The command of a runtime that knows our containers.
-pub fn runtime(name: &str) -> Command {
-    let mut command = Command::new(name);
+pub fn runtime(which: Runtime) -> Command {
+    let mut command = Command::new(which.program());
     command
         .arg("--root")
         .arg(crate::paths::run().join("runtime"));
@@ -129,16 +132,13 @@ pub fn runtime(name: &str) -> Command {
 }
 
 /// Removes what a container that nobody holds any more has left with the runtime.
-pub fn delete(id: &str) {
-    if let Ok(name) = find_runtime() {
-        let _ = runtime(name).args(["delete", "--force", id]).output();
-    }
+pub fn delete(which: Runtime, id: &str) {
+    let _ = runtime(which).args(["delete", "--force", id]).output();
 }
 
 impl Process {
     /// Makes the container.
     pub(super) fn create(bundle: Bundle) -> Result<(Self, Streams), ProcessError> {
-        let name = find_runtime()?;
         // The container's process is the runtime's child, which ends: so it becomes ours.
         set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|e| io("adopt the container")(e.into()))?;
@@ -158,7 +158,7 @@ impl Process {
             .arg(&bundle.upper)
             .args(&bundle.layers)
             .arg("--");
-        let runtime = runtime(name);
+        let runtime = runtime(bundle.runtime);
         command.arg(runtime.get_program()).args(runtime.get_args());
         let (pid_file, log) = (bundle.run.join("pid"), bundle.run.join("runtime.log"));
         command.arg("create").arg("--bundle").arg(&bundle.dir);
@@ -187,9 +187,9 @@ impl Process {
         drop(command);
         if !status.success() {
             let said = last_words(streams.stderr, &log);
-            delete(&bundle.id);
+            delete(bundle.runtime, &bundle.id);
             return Err(ProcessError::Runtime {
-                runtime: name,
+                runtime: bundle.runtime.program(),
                 action: "create",
                 said,
             });
@@ -207,7 +207,7 @@ impl Process {
             None => streams,
         };
         let process = Self {
-            runtime: name,
+            runtime: bundle.runtime,
             id: bundle.id,
             pid,
             terminal,
@@ -227,7 +227,7 @@ impl Process {
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(ProcessError::Runtime {
-            runtime: self.runtime,
+            runtime: self.runtime.program(),
             action,
             said,
         })
@@ -282,7 +282,7 @@ impl Process {
     }
 
     pub(super) fn end(&self) {
-        delete(&self.id);
+        delete(self.runtime, &self.id);
     }
 }
 

@@ -89,7 +89,7 @@ fn exec_process(container: &Container, args: &Args) -> Outcome {
         ..Options::default()
     };
     options.resolve()?;
-    let mut command = shim::runtime(shim::find_runtime()?);
+    let mut command = shim::runtime(shim::find_runtime(container.record.options.runtime)?);
     command.arg("exec");
     if args.tty {
         command.arg("--tty");
