@@ -271,6 +271,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             .collect(),
         uplink,
         ports: ports.clone(),
+        taps: Vec::new(),
         run: container.run.clone(),
     };
     let path = container.bundle().join("config.json");

@@ -9,6 +9,7 @@ pub mod image;
 pub mod network;
 pub mod options;
 pub mod paths;
+pub mod runc;
 pub mod shim;
 pub mod spec;
 pub mod state;

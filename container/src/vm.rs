@@ -77,6 +77,17 @@ pub enum Root {
     },
 }
 
+/// An interface of the VM's on a tap of the network namespace that its monitor is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// The tap, which the monitor makes.
+    pub name: String,
+    /// The guest's MAC address.
+    pub mac: String,
+    /// The MTU, in bytes, if it is one that a device can tell.
+    pub mtu: Option<u16>,
+}
+
 /// A container's VM.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -94,6 +105,8 @@ pub struct Machine {
     pub uplink: Option<Uplink>,
     /// The ports that lead to it.
     pub ports: Vec<Port>,
+    /// Its interfaces on taps.
+    pub taps: Vec<Tap>,
     /// Where its sockets and logs are.
     pub run: PathBuf,
 }
@@ -124,6 +137,12 @@ impl Machine {
                 ..NetConfig::default()
             });
         }
+        config.nets.extend(self.taps.iter().map(|tap| NetConfig {
+            tap: Some(tap.name.clone()),
+            mac: Some(tap.mac.clone()),
+            mtu: tap.mtu,
+            ..NetConfig::default()
+        }));
         self.add_root(&mut config);
         for (number, (path, ro)) in self.shares.iter().enumerate() {
             config.fs.push(share(path, &number.to_string(), *ro));
@@ -164,7 +183,7 @@ impl Machine {
     }
 
     /// The VM's memory: the container's, and what its kernel needs for itself.
-    fn memory(&self) -> Result<MemorySize, VmError> {
+    pub fn memory(&self) -> Result<MemorySize, VmError> {
         let memory = self.memory.unwrap_or(DEFAULT_MEMORY).0;
         let mut images = 0;
         if let Root::Layers { layers, .. } = &self.root {
@@ -290,6 +309,7 @@ mod tests {
             shares: vec![("/srv".into(), true), ("/data".into(), false)],
             uplink: None,
             ports: Vec::new(),
+            taps: Vec::new(),
             run: "/run/c".into(),
         }
     }

@@ -6,6 +6,7 @@ mod doctor;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -67,8 +68,18 @@ Exit codes of 'cofferdam boot':
   85       left by Ctrl-a x
   128+n    stopped at once by a second signal n";
 
+/// What a link to this program is called that is the OCI runtime, and that command of container mode's.
+const RUNTIME: (&str, &str) = ("cofferdam-runc", "runc");
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(RUNTIME.0.as_ref()) {
+        let args: Vec<OsString> = std::iter::once(RUNTIME.1.into()).chain(args).collect();
+        let Err(error) = companion::exec(CONTAINER, &args);
+        return fail(&error, EXIT_HOST);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
+pub(crate) use attach::{Raw, Signals};
+
 use super::{EXIT_FAILED, fail};
 use crate::shim;
 
@@ -158,7 +160,7 @@ fn print(text: &str) -> io::Result<()> {
 }
 
 /// A signal by its name, with or without SIG, or by its number.
-fn signal(text: &str) -> Result<i32, String> {
+pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let bad = || format!("there is no signal {text:?}");
     if let Ok(number) = text.parse::<i32>() {
         // With real-time signals.

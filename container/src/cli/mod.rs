@@ -8,6 +8,8 @@ mod image;
 use std::error::Error;
 use std::process::ExitCode;
 
+pub(crate) use container::{Raw, Signals, signal};
+
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Docker's exit code for a failure of ours, not of the container's.
@@ -44,6 +46,11 @@ const MONITOR: [&str; 4] = ["boot", "doctor", "completions", "man"];
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    // A command line of its own, which is runc's and not Docker's.
+    if args.next().is_some_and(|first| first == "runc") {
+        return crate::runc::main(args.collect());
+    }
     let program =
         Cli::command().subcommands(MONITOR.map(|name| clap::Command::new(name).hide(true)));
     let parsed = program

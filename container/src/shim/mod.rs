@@ -22,12 +22,14 @@ use std::time::Duration;
 
 pub use output::{LogLine, Stream};
 pub use process::{Bundle, ProcessError, delete as delete_process, find_runtime, runtime};
-pub use session::{Guest, Plan, Streams, container, process, signal, size};
+pub use session::{
+    Guest, Plan, Session, SessionError, Streams, container, exec, process, signal, size,
+};
 
 use crate::create::{self, CreateError};
 use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
 use output::Output;
-use session::{End, Session, SessionError};
+use session::End;
 use wire::Failure;
 
 /// What a shim writes to its standard output when its socket is there.

@@ -225,6 +225,20 @@ impl Streams {
     }
 }
 
+/// Runs one more process, and connects its streams: the agent waits for those that it was told of.
+pub fn exec(agent: &Client, request: api::ExecRequest) -> Result<Streams, ClientError> {
+    let wanted = request.streams.clone().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| agent.exec(request));
+        let streams = Streams::connect(agent, &wanted);
+        match started.join() {
+            Ok(started) => drop(started?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        streams
+    })
+}
+
 /// A terminal's size for the agent.
 pub fn size((rows, columns): (u16, u16)) -> api::Size {
     let mut size = api::Size::new();

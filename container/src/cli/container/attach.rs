@@ -28,11 +28,11 @@ const DETACH: [u8; 2] = [0x10, 0x11];
 
 /// Our terminal without its own ideas of what keys mean. Dropped, it has them again.
 #[derive(Debug)]
-pub(in crate::cli) struct Raw(Option<Termios>);
+pub(crate) struct Raw(Option<Termios>);
 
 impl Raw {
     /// If standard input is a terminal, and the container has one.
-    pub(super) fn new(tty: bool) -> Self {
+    pub(crate) fn new(tty: bool) -> Self {
         let stdin = io::stdin();
         if !tty || !stdin.is_terminal() {
             return Self(None);
@@ -59,11 +59,11 @@ impl Drop for Raw {
 
 /// Signals that are passed on; they must be blocked before there is a second thread.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cli) struct Signals(SigSet);
+pub(crate) struct Signals(SigSet);
 
 impl Signals {
     /// Blocks them for this thread and those that it will start.
-    pub(super) fn block() -> Self {
+    pub(crate) fn block() -> Self {
         let mut set = SigSet::empty();
         for signal in [
             Signal::SIGINT,
@@ -82,7 +82,7 @@ impl Signals {
     }
 
     /// Passes them on, for the rest of this process.
-    pub(super) fn pass_on(
+    pub(crate) fn pass_on(
         self,
         resize: impl Fn(u16, u16) + Send + 'static,
         kill: impl Fn(i32) + Send + 'static,

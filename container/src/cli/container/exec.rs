@@ -168,20 +168,11 @@ fn start(
     wanted.stdin = attached && args.interactive;
     wanted.stdout = attached;
     wanted.stderr = attached && !args.tty;
-    request.streams = Some(wanted.clone()).into();
+    request.streams = Some(wanted).into();
     if args.tty {
         request.size = Some(size(window().unwrap_or((24, 80)))).into();
     }
-    // The agent runs it when its streams are there, so they are connected meanwhile.
-    thread::scope(|scope| {
-        let started = scope.spawn(|| agent.exec(request));
-        let streams = Streams::connect(agent, &wanted);
-        match started.join() {
-            Ok(started) => drop(started?),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-        Ok((exec, streams?))
-    })
+    Ok((exec, shim::exec(agent, request)?))
 }
 
 /// Stays with it until it ends.

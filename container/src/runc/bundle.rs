@@ -1,0 +1,502 @@
+//! A bundle of the OCI runtime specification as a VM: what the guest is told, what is shared with
+//! it, and what a VM cannot have.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Hooks, LinuxDevice, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount,
+    Spec,
+};
+
+use super::rootfs::{self, Place};
+use crate::options::Bytes;
+use crate::vm::{Machine, Root, Tap, storage_path};
+
+/// Why a bundle cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BundleError {
+    /// Its configuration.
+    #[error("cannot read {path}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A part that must be there.
+    #[error("config.json has no {0}")]
+    Missing(&'static str),
+    /// A version that is not ours.
+    #[error("config.json is of version {0:?} of the OCI runtime specification; 1.x.y is known")]
+    Version(String),
+    /// A file or directory that is named.
+    #[error("{field}: {path}")]
+    File {
+        /// The part of the configuration.
+        field: &'static str,
+        /// What it names.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that a container in a VM cannot have.
+    #[error("{field}: {why}")]
+    Refused {
+        /// The part of the configuration.
+        field: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+fn refuse<T>(field: &'static str, why: impl Into<String>) -> Result<T, BundleError> {
+    let why = why.into();
+    Err(BundleError::Refused { field, why })
+}
+
+fn file<'a>(field: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> BundleError + 'a {
+    move |source| BundleError::File {
+        field,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What network namespace a container has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Netns {
+    /// A new one.
+    New,
+    /// One that the engine made.
+    Path(PathBuf),
+}
+
+/// Something of the host's that is mounted in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub read_only: bool,
+}
+
+/// A bundle that can be run.
+#[derive(Debug)]
+pub(super) struct Bundle {
+    pub dir: PathBuf,
+    /// The host's directory that is the container's root.
+    pub rootfs: PathBuf,
+    /// As the guest shall see it.
+    pub spec: Spec,
+    pub shares: Vec<Share>,
+    pub hooks: Hooks,
+    pub annotations: HashMap<String, String>,
+    pub netns: Netns,
+    pub cgroups_path: Option<PathBuf>,
+    /// What the host's cgroup is limited to.
+    pub resources: LinuxResources,
+}
+
+impl Bundle {
+    /// Reads a bundle and says what cannot be had.
+    pub(super) fn open(dir: &Path) -> Result<Self, BundleError> {
+        let path = dir.join("config.json");
+        let read = || -> io::Result<(PathBuf, Spec)> {
+            let text = fs::read(&path)?;
+            Ok((dir.canonicalize()?, serde_json::from_slice(&text)?))
+        };
+        let (dir, spec) = read().map_err(|source| BundleError::Config {
+            path: path.clone(),
+            source,
+        })?;
+        Self::new(dir, spec)
+    }
+
+    fn new(dir: PathBuf, mut spec: Spec) -> Result<Self, BundleError> {
+        if !spec.version().starts_with("1.") {
+            return Err(BundleError::Version(spec.version().clone()));
+        }
+        let root = spec.root().as_ref().ok_or(BundleError::Missing("root"))?;
+        let rootfs = dir.join(root.path());
+        let rootfs = rootfs.canonicalize().map_err(file("root.path", &rootfs))?;
+        if !rootfs.is_dir() {
+            return refuse("root.path", format!("{} is no directory", rootfs.display()));
+        }
+        let netns = namespaces(&mut spec)?;
+        let shares = mounts(&mut spec, &dir)?;
+        if let Some(process) = spec.process_mut() {
+            // Names of the host's rules for its own system calls and files, which nobody in the
+            // guest reaches.
+            process.set_apparmor_profile(None);
+            process.set_selinux_label(None);
+        }
+        let hooks = spec.hooks().clone().unwrap_or_default();
+        spec.set_hooks(None);
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let (cgroups_path, resources) = linux(&mut spec)?;
+        Ok(Self {
+            dir,
+            rootfs,
+            spec,
+            shares,
+            hooks,
+            annotations,
+            netns,
+            cgroups_path,
+            resources,
+        })
+    }
+
+    /// Whether the container's process has a terminal.
+    pub(super) fn terminal(&self) -> bool {
+        let process = self.spec.process().as_ref();
+        process.and_then(|process| process.terminal()) == Some(true)
+    }
+
+    /// Whether not even the guest's kernel can write to the root. Where the container's own /dev is in
+    /// the root, the guest makes devices there before it is read-only.
+    fn is_read_only(&self) -> bool {
+        let root = self.spec.root().as_ref();
+        let mut mounts = self.spec.mounts().iter().flatten();
+        root.and_then(|root| root.readonly()) == Some(true)
+            && mounts.any(|mount| mount.destination() == Path::new("/dev"))
+    }
+
+    /// Makes in the root what the guest cannot make there.
+    pub(super) fn prepare(&self) -> Result<(), BundleError> {
+        if !self.is_read_only() {
+            return Ok(());
+        }
+        let is_file = |target: &Path| {
+            let mut shares = self.shares.iter();
+            shares.any(|share| share.target == target && share.source.is_file())
+        };
+        let mounts = self.spec.mounts().iter().flatten();
+        let places: Vec<_> = mounts
+            .map(|mount| Place {
+                path: mount.destination().clone(),
+                is_file: is_file(mount.destination()),
+            })
+            .collect();
+        let process = self.spec.process().as_ref();
+        let cwd = process.map_or(Path::new("/"), |process| process.cwd());
+        rootfs::make(&self.rootfs, &places, cwd).map_err(file("root.path", &self.rootfs))
+    }
+
+    /// The VM that runs it. `run`: where its sockets are.
+    pub(super) fn machine(&self, run: PathBuf, taps: Vec<Tap>) -> Machine {
+        let limit = memory_limit(&self.resources);
+        Machine {
+            kernel: None,
+            cpus: cpus(&self.resources),
+            memory: limit.map(Bytes),
+            root: Root::Directory {
+                path: self.rootfs.clone(),
+                read_only: self.is_read_only(),
+            },
+            shares: self
+                .shares
+                .iter()
+                .map(|share| (share.source.clone(), share.read_only))
+                .collect(),
+            uplink: None,
+            ports: Vec::new(),
+            taps,
+            run,
+        }
+    }
+}
+
+/// A limit that is one.
+fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let limit = resources.memory().as_ref().and_then(LinuxMemory::limit)?;
+    u64::try_from(limit).ok().filter(|limit| *limit > 0)
+}
+
+/// How many CPUs a container may use, by its quota, or by the set that it is bound to.
+fn cpus(resources: &LinuxResources) -> Option<f64> {
+    let cpu = resources.cpu().as_ref()?;
+    let quota = cpu.quota().filter(|quota| *quota > 0);
+    match (quota, cpu.period(), cpu.cpus()) {
+        #[expect(clippy::cast_precision_loss, reason = "microseconds")]
+        (Some(quota), period, _) => Some(quota as f64 / period.unwrap_or(100_000).max(1) as f64),
+        (None, _, Some(set)) => count(set).map(f64::from),
+        _ => None,
+    }
+}
+
+/// How many there are in a list like `0-2,7`.
+fn count(set: &str) -> Option<u32> {
+    let range = |text: &str| -> Option<u32> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    let parts = set.split(',').filter(|part| !part.trim().is_empty());
+    parts.map(range).sum::<Option<u32>>().filter(|all| *all > 0)
+}
+
+/// Takes the network namespace out, and refuses what joins other containers.
+fn namespaces(spec: &mut Spec) -> Result<Netns, BundleError> {
+    const FIELD: &str = "linux.namespaces";
+    let linux = spec.linux_mut().get_or_insert_default();
+    let mut netns = None;
+    for namespace in linux.namespaces_mut().iter_mut().flatten() {
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| path != Path::new(""));
+        match (namespace.typ(), path) {
+            (LinuxNamespaceType::Network, path) => {
+                namespace.set_path(None);
+                netns = Some(path.map_or(Netns::New, Netns::Path));
+            }
+            (LinuxNamespaceType::Time, _) => {
+                return refuse(
+                    FIELD,
+                    "a time namespace is not there; the guest has a clock of its own",
+                );
+            }
+            (_, None) => {
+                namespace.set_path(None);
+            }
+            (kind, Some(path)) => {
+                return refuse(
+                    FIELD,
+                    format!(
+                        "{kind} is to be joined at {}; containers in VMs share no kernel, so give \
+                         it one of its own",
+                        path.display()
+                    ),
+                );
+            }
+        }
+    }
+    netns.map_or_else(
+        || {
+            refuse(
+                FIELD,
+                "there is no network namespace, but a VM cannot have the host's network; give it \
+                 one of its own (--network bridge or none)",
+            )
+        },
+        Ok,
+    )
+}
+
+/// Lets binds come from what the agent mounts, and gives what is to be shared.
+fn mounts(spec: &mut Spec, dir: &Path) -> Result<Vec<Share>, BundleError> {
+    let mut shares = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let options = mount.options().clone().unwrap_or_default();
+        let has = |name: &str| options.iter().any(|option| option == name);
+        let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
+        if !is_bind {
+            continue;
+        }
+        let source = mount.source().clone().unwrap_or_default();
+        let source = dir.join(source);
+        let source = source.canonicalize().map_err(file("mounts", &source))?;
+        if let Some(tmpfs) = shared_memory(mount, &source) {
+            *mount = tmpfs;
+            continue;
+        }
+        let kind = fs::metadata(&source)
+            .map_err(file("mounts", &source))?
+            .file_type();
+        if !kind.is_dir() && !kind.is_file() {
+            let what = match kind.is_socket() {
+                true => "a socket, whose other end is on another kernel",
+                false => "neither a directory nor a regular file",
+            };
+            return refuse("mounts", format!("{} is {what}", source.display()));
+        }
+        mount.set_source(Some(storage_path(shares.len())));
+        if mount.typ().is_none() {
+            mount.set_typ(Some("bind".into()));
+        }
+        shares.push(Share {
+            source,
+            target: mount.destination().clone(),
+            read_only: has("ro") || has("rro"),
+        });
+    }
+    Ok(shares)
+}
+
+/// Shared memory that an engine prepared on the host: in the guest it is the guest's own, of the same
+/// size.
+fn shared_memory(mount: &Mount, source: &Path) -> Option<Mount> {
+    if mount.destination() != Path::new("/dev/shm") {
+        return None;
+    }
+    let about = rustix::fs::statfs(source).ok()?;
+    if about.f_type != libc::TMPFS_MAGIC {
+        return None;
+    }
+    let size = about
+        .f_blocks
+        .saturating_mul(u64::try_from(about.f_bsize).unwrap_or(0));
+    let mut tmpfs = Mount::default();
+    tmpfs.set_destination("/dev/shm".into());
+    tmpfs.set_typ(Some("tmpfs".into()));
+    tmpfs.set_source(Some("shm".into()));
+    let options = ["nosuid", "nodev", "noexec", "mode=1777"].map(str::to_owned);
+    let size = (size > 0).then(|| format!("size={size}"));
+    tmpfs.set_options(Some(options.into_iter().chain(size).collect()));
+    Some(tmpfs)
+}
+
+/// What of `linux` is the host's: its cgroup and the limits that name the host's own things.
+fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleError> {
+    let linux = spec.linux_mut().get_or_insert_default();
+    if linux.intel_rdt().is_some() {
+        return refuse("linux.intelRdt", "it is not supported");
+    }
+    for device in linux.devices().iter().flatten() {
+        if !is_everywhere(device) {
+            let path = device.path().display();
+            return refuse(
+                "linux.devices",
+                format!("{path} is a device of the host's, which the VM does not have"),
+            );
+        }
+    }
+    linux.set_mount_label(None);
+    let path = linux.cgroups_path().clone();
+    linux.set_cgroups_path(None);
+    let resources = linux.resources().clone().unwrap_or_default();
+    if let Some(resources) = linux.resources_mut() {
+        // Numbers of the host's CPUs, nodes and disks. The host's cgroup has them.
+        if let Some(cpu) = resources.cpu_mut() {
+            cpu.set_cpus(None);
+            cpu.set_mems(None);
+        }
+        resources.set_block_io(None);
+        resources.set_hugepage_limits(None);
+        resources.set_network(None);
+        resources.set_rdma(None);
+    }
+    Ok((path, resources))
+}
+
+/// Whether a device is the same in every Linux: those of memory and terminals, fuse, tun.
+fn is_everywhere(device: &LinuxDevice) -> bool {
+    if device.typ() == LinuxDeviceType::P {
+        return true;
+    }
+    let numbers = (device.major(), device.minor());
+    let is_char = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
+    is_char && (matches!(numbers, (1 | 5, _)) || matches!(numbers, (10, 200 | 229)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Change = fn(&mut serde_json::Value);
+
+    fn bundle(change: impl FnOnce(&mut serde_json::Value)) -> Result<Bundle, BundleError> {
+        let mut config = serde_json::json!({
+            "ociVersion": "1.0.2-dev",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
+                "apparmorProfile": "docker-default"},
+            "root": {"path": "."},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "network"}],
+                "cgroupsPath": "/a/b",
+                "resources": {"cpu": {"cpus": "0-2", "shares": 5}, "memory": {"limit": 1 << 20}}},
+        });
+        change(&mut config);
+        let spec = serde_json::from_value(config).unwrap();
+        Bundle::new(std::env::temp_dir(), spec)
+    }
+
+    /// If it fails, the guest is told of the host's names and numbers, or the host forgets them.
+    #[test]
+    fn what_is_the_hosts_stays_there() {
+        let bundle = bundle(|_| {}).unwrap();
+        let text = serde_json::to_string(&bundle.spec).unwrap();
+        for word in ["docker-default", "/a/b", "0-2"] {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
+        assert!(text.contains("\"shares\":5"));
+        assert_eq!(bundle.cgroups_path.as_deref(), Some(Path::new("/a/b")));
+        assert_eq!(bundle.netns, Netns::New);
+        let machine = bundle.machine("/run/x".into(), Vec::new());
+        assert_eq!(
+            (machine.cpus, machine.memory),
+            (Some(3.0), Some(Bytes(1 << 20)))
+        );
+    }
+
+    /// If it fails, a bind comes from the guest's own files, or is writable when it must not be.
+    #[test]
+    fn binds_are_shared() {
+        let bundle = bundle(|config| {
+            config["mounts"].as_array_mut().unwrap().extend([
+                serde_json::json!({"destination": "/etc/x", "source": "/etc/passwd", "options": ["bind", "ro"]}),
+                serde_json::json!({"destination": "/d", "type": "bind", "source": "/usr", "options": ["rbind"]}),
+            ]);
+        })
+        .unwrap();
+        let mounts = bundle.spec.mounts().clone().unwrap();
+        assert_eq!(mounts[0].typ().as_deref(), Some("proc"));
+        assert_eq!(
+            mounts[1].source().as_deref(),
+            Some(storage_path(0).as_path())
+        );
+        assert_eq!(
+            mounts[2].source().as_deref(),
+            Some(storage_path(1).as_path())
+        );
+        assert_eq!(
+            bundle.machine("/r".into(), Vec::new()).shares,
+            [("/etc/passwd".into(), true), ("/usr".into(), false)]
+        );
+    }
+
+    /// If it fails, a container silently lacks what was asked for.
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let changes: [(&str, Change); 6] = [
+            ("network", |c| {
+                c["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}])
+            }),
+            ("share no kernel", |c| {
+                c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
+            }),
+            ("/dev/sda", |c| {
+                c["linux"]["devices"] =
+                    serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+            }),
+            ("/dev/null", |c| {
+                c["mounts"][0] =
+                    serde_json::json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
+            }),
+            ("version", |c| c["ociVersion"] = "2.0.0".into()),
+            ("root", |c| {
+                c.as_object_mut().unwrap().remove("root");
+            }),
+        ];
+        for (word, change) in changes {
+            let error = crate::describe(&bundle(change).unwrap_err());
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+
+    /// If it fails, a container bound to CPUs has another number of them.
+    #[test]
+    fn cpus_are_counted() {
+        assert_eq!(count("0-2,7"), Some(4));
+        assert_eq!(count("3"), Some(1));
+        for bad in ["", "a", "2-1", "0-4294967295", "1-"] {
+            assert_eq!(count(bad), None, "{bad}");
+        }
+    }
+}

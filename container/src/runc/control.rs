@@ -1,0 +1,695 @@
+//! Commands about containers that there are.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam_agent_protocol::{Client, ClientError, api};
+use oci_spec::runtime::Spec;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::cgroup::{self, CgroupError};
+use super::cli::Global;
+use super::create::CreateError;
+use super::exec::ExecError;
+use super::hooks::{self, HookError};
+use super::network::{self, Network, NetworkError};
+use super::store::{Container, Record, Status, StoreError};
+use crate::cli::signal as parse_signal;
+use crate::shim::{container as of_container, process as of_process, signal};
+use crate::state::{self, StateError, new_id};
+
+/// How long the guest may take to kill a process before its VM is.
+const KILL: Duration = Duration::from_secs(10);
+/// How long the end of a container may take after that.
+const END: Duration = Duration::from_secs(40);
+const SIGKILL: i32 = Signal::KILL.as_raw();
+
+/// Why a container does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// What is written down.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of ours.
+    #[error(transparent)]
+    File(#[from] StateError),
+    /// It is not made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// A process in it.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The agent says no.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// Engines look for these words.
+    #[error("container not running")]
+    NotRunning,
+    /// Not in this state.
+    #[error("cannot {action} a container that is {status}")]
+    Status {
+        /// What was asked.
+        action: &'static str,
+        /// What it is.
+        status: &'static str,
+    },
+    /// It does not go.
+    #[error("cannot delete container {0}: its process {1} does not end")]
+    Stuck(String, u32),
+    /// A hook in the container.
+    #[error("the startContainer hook {path} failed ({code})")]
+    StartHook {
+        /// Its program.
+        path: String,
+        /// How it ended.
+        code: u32,
+    },
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The host's cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A word of the command line.
+    #[error("{0}")]
+    Argument(String),
+    /// Our streams.
+    #[error("{action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Io { action, source }
+}
+
+/// A container.
+#[derive(Debug, clap::Args)]
+pub(super) struct Id {
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct KillArgs {
+    /// All processes in it, not only the first
+    #[arg(short, long)]
+    all: bool,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Its name or number
+    #[arg(value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
+    signal: i32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeleteArgs {
+    /// Kill it first, if it runs
+    #[arg(short, long)]
+    force: bool,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PsArgs {
+    /// json: numbers on the host, which are those of the processes that stand for the guest's
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    format: String,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Taken for runc's sake
+    #[arg(
+        value_name = "OPTION",
+        allow_hyphen_values = true,
+        trailing_var_arg = true,
+        hide = true
+    )]
+    options: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    /// table or json
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    format: String,
+    /// IDs alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UpdateArgs {
+    /// A file with linux.resources of the specification; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    resources: Option<PathBuf>,
+    /// Bytes of memory
+    #[arg(short, long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory: Option<i64>,
+    /// Bytes of memory that it is kept to when the guest is short of it
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory_reservation: Option<i64>,
+    /// Bytes of memory and swap
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+    /// Microseconds that a quota is for
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_period: Option<u64>,
+    /// Microseconds of a CPU in each period
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    cpu_quota: Option<i64>,
+    /// Its weight among others
+    #[arg(long, value_name = "WEIGHT")]
+    cpu_share: Option<u64>,
+    /// Processes at most
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct EventsArgs {
+    /// Seconds between figures, as 5s
+    #[arg(long, value_name = "SECONDS", default_value = "5s")]
+    interval: String,
+    /// Print the figures once
+    #[arg(long)]
+    stats: bool,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SpecArgs {
+    /// The directory that it goes to
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    bundle: PathBuf,
+}
+
+/// What is written down in a container's directory.
+pub(super) fn record(dir: &Path) -> Result<Record, StateError> {
+    state::load(&dir.join("state.json"))
+}
+
+/// The agent in a container's VM.
+pub(super) fn agent(container: &Container) -> Result<Client, Error> {
+    Ok(Client::connect(&container.vsock())?.0)
+}
+
+fn find(global: &Global, id: &str) -> Result<Container, Error> {
+    Ok(global.store().find(id)?)
+}
+
+pub(super) fn start(global: &Global, id: &Id) -> Result<(), Error> {
+    start_one(find(global, &id.id)?)
+}
+
+pub(super) fn start_one(mut container: Container) -> Result<(), Error> {
+    let status = container.status();
+    if status != Status::Created {
+        return Err(Error::Status {
+            action: "start",
+            status: status.name(),
+        });
+    }
+    let agent = agent(&container)?;
+    mirror(&mut container, &agent)?;
+    start_hooks(&container, &agent)?;
+    agent.start(of_container(&container.record.id))?;
+    container.record.status = Status::Running;
+    container.save()?;
+    let hooks = container.record.hooks.poststart();
+    warn(hooks::run(
+        "poststart",
+        hooks,
+        &container.state(),
+        &container.record.bundle,
+    ));
+    Ok(())
+}
+
+/// A hook that fails when nothing can be undone any more.
+fn warn(done: Result<(), HookError>) {
+    if let Err(error) = done {
+        let _ = writeln!(
+            io::stderr(),
+            "level=warning msg={:?}",
+            crate::describe(&error)
+        );
+    }
+}
+
+/// Tells the guest what has changed in the container's network namespace since it was made.
+fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
+    let netns = container.netns();
+    // On a thread of its own, as it stays in the namespace.
+    let scan = || network::enter_path(&netns).and_then(|()| Network::scan());
+    let now = thread::scope(|scope| scope.spawn(scan).join());
+    let now = match now {
+        Ok(now) => now?,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    if now.since(&container.record.network)? {
+        agent.network(now.request())?;
+        container.record.network = now;
+    }
+    Ok(())
+}
+
+/// Runs the startContainer hooks, which are programs of the container's, in it.
+fn start_hooks(container: &Container, agent: &Client) -> Result<(), Error> {
+    let Some(hooks) = container.record.hooks.start_container() else {
+        return Ok(());
+    };
+    let spec: Spec = state::load(&container.spec())?;
+    let state = container.state().to_string();
+    for hook in hooks {
+        let path = hook.path().display().to_string();
+        let mut args = vec![path.clone()];
+        args.extend(hook.args().iter().flatten().skip(1).cloned());
+        let mut process = spec.process().clone().unwrap_or_default();
+        process.set_args(Some(args));
+        process.set_env(hook.env().clone());
+        process.set_terminal(Some(false));
+        let mut request = api::ExecRequest::new();
+        request.id.clone_from(&container.record.id);
+        request.exec = new_id();
+        let json = serde_json::to_vec(&process);
+        request.process = json.map_err(|e| io_error("cannot write JSON")(e.into()))?;
+        let mut streams = api::Streams::new();
+        (streams.token, streams.stdin) = (new_id(), true);
+        request.streams = Some(streams).into();
+        let about = of_process(&container.record.id, &request.exec);
+        let streams = crate::shim::exec(agent, request)?;
+        // It need not read it.
+        let _ = streams
+            .stdin
+            .map(|mut stdin| stdin.write_all(state.as_bytes()));
+        let code = agent.wait(about.clone())?.exit_code;
+        agent.delete(about)?;
+        if code != 0 {
+            return Err(Error::StartHook { path, code });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn state(global: &Global, id: &Id) -> Result<(), Error> {
+    let state = find(global, &id.id)?.state();
+    print(&format!("{state:#}\n"))
+}
+
+pub(super) fn kill(global: &Global, args: &KillArgs) -> Result<(), Error> {
+    let container = find(global, &args.id)?;
+    kill_one(&container, args.signal, args.all)
+}
+
+fn kill_one(container: &Container, number: i32, all: bool) -> Result<(), Error> {
+    if container.status() == Status::Stopped {
+        return Err(Error::NotRunning);
+    }
+    let mut request = signal(&container.record.id, number);
+    request.all = all;
+    let (done, is_done) = channel();
+    let theirs = container.clone();
+    thread::spawn(move || {
+        let sent = agent(&theirs).and_then(|agent| Ok(agent.signal(request)?));
+        let _ = done.send(sent);
+    });
+    let sent = is_done.recv_timeout(KILL);
+    match sent {
+        Ok(Ok(_)) => Ok(()),
+        // Whatever the guest says of it: KILL ends the container.
+        _ if number == SIGKILL => {
+            end(container);
+            Ok(())
+        }
+        Ok(Err(Error::Agent(error))) if error.is_not_found() || is_over(&error) => {
+            Err(Error::NotRunning)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::Argument(
+            "the guest does not answer; KILL ends it".into(),
+        )),
+    }
+}
+
+/// Whether the agent says that the process has ended.
+fn is_over(error: &ClientError) -> bool {
+    matches!(error, ClientError::Failed { message, .. } if message.contains("has ended"))
+}
+
+/// Ends the process that stands for a container, and with it its VM.
+fn end(container: &Container) {
+    let pid = i32::try_from(container.record.pid)
+        .ok()
+        .and_then(Pid::from_raw);
+    // The number is still its own: it holds the lock.
+    if let Some(pid) = pid
+        && container.status() != Status::Stopped
+    {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+pub(super) fn delete(global: &Global, args: &DeleteArgs) -> Result<(), Error> {
+    delete_one(global, &args.id, args.force)
+}
+
+pub(super) fn delete_one(global: &Global, id: &str, force: bool) -> Result<(), Error> {
+    let container = match find(global, id) {
+        Err(Error::Store(StoreError::Unknown(_))) if force => {
+            return Ok(global.store().sweep(id)?);
+        }
+        found => found?,
+    };
+    match container.status() {
+        Status::Stopped => {}
+        Status::Created | Status::Creating => end(&container),
+        _ if force => kill_one(&container, SIGKILL, false).or_else(|error| match error {
+            Error::NotRunning => Ok(()),
+            other => Err(other),
+        })?,
+        status => {
+            return Err(Error::Status {
+                action: "delete",
+                status: status.name(),
+            });
+        }
+    }
+    let begun = Instant::now();
+    while container.status() != Status::Stopped {
+        if begun.elapsed() > KILL {
+            end(&container);
+        }
+        if begun.elapsed() > END {
+            return Err(Error::Stuck(id.to_owned(), container.record.pid));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    clean_up(&container)
+}
+
+/// Removes what is left of a container that has stopped.
+pub(super) fn clean_up(container: &Container) -> Result<(), Error> {
+    if let Some(cgroup) = &container.record.cgroup {
+        cgroup::remove(cgroup)?;
+    }
+    let state = container.state();
+    container.remove()?;
+    let hooks = container.record.hooks.poststop();
+    warn(hooks::run("poststop", hooks, &state, Path::new("/")));
+    Ok(())
+}
+
+/// A container that runs.
+pub(super) fn running(global: &Global, id: &str) -> Result<Container, Error> {
+    let container = find(global, id)?;
+    match container.status() {
+        Status::Stopped => Err(Error::NotRunning),
+        _ => Ok(container),
+    }
+}
+
+pub(super) fn pause(global: &Global, id: &Id, pause: bool) -> Result<(), Error> {
+    let mut container = running(global, &id.id)?;
+    let request = of_container(&container.record.id);
+    let (wanted, then, action) = match pause {
+        true => (Status::Running, Status::Paused, "pause"),
+        false => (Status::Paused, Status::Running, "resume"),
+    };
+    let status = container.status();
+    if status != wanted {
+        let status = status.name();
+        return Err(Error::Status { action, status });
+    }
+    let agent = agent(&container)?;
+    match pause {
+        true => agent.pause(request)?,
+        false => agent.resume(request)?,
+    };
+    container.record.status = then;
+    Ok(container.save()?)
+}
+
+pub(super) fn ps(global: &Global, args: &PsArgs) -> Result<(), Error> {
+    let container = running(global, &args.id)?;
+    if args.format == "json" {
+        return print(&format!("{}\n", json!([container.record.pid])));
+    }
+    let all = agent(&container)?.pids(of_container(&container.record.id))?;
+    let mut text = String::from("UID        PID  PPID S     TIME CMD\n");
+    for process in all.processes {
+        let seconds = process.cpu_us / 1_000_000;
+        text.push_str(&format!(
+            "{:<8} {:>5} {:>5} {} {:02}:{:02}:{:02} {}\n",
+            process.uid,
+            process.pid,
+            process.ppid,
+            process.state,
+            seconds / 3600,
+            seconds / 60 % 60,
+            seconds % 60,
+            process.command.join(" ")
+        ));
+    }
+    print(&text)
+}
+
+pub(super) fn list(global: &Global, args: &ListArgs) -> Result<(), Error> {
+    let all = global.store().list()?;
+    if args.quiet {
+        let ids: Vec<String> = all.iter().map(|c| format!("{}\n", c.record.id)).collect();
+        return print(&ids.concat());
+    }
+    if args.format == "json" {
+        let states: Vec<Value> = all.iter().map(Container::state).collect();
+        return print(&format!("{}\n", json!(states)));
+    }
+    let mut text = format!(
+        "{:<24} {:<8} {:<10} {:<40} {}\n",
+        "ID", "PID", "STATUS", "BUNDLE", "CREATED"
+    );
+    for container in all {
+        let state = container.state();
+        text.push_str(&format!(
+            "{:<24} {:<8} {:<10} {:<40} {}\n",
+            container.record.id,
+            state["pid"],
+            container.status().name(),
+            container.record.bundle.display(),
+            container.record.created
+        ));
+    }
+    print(&text)
+}
+
+pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
+    let container = running(global, &args.id)?;
+    let mut resources = match &args.resources {
+        Some(path) => read_json(path)?,
+        None => json!({}),
+    };
+    let flags = [
+        (args.memory.map(Value::from), "memory", "limit"),
+        (
+            args.memory_reservation.map(Value::from),
+            "memory",
+            "reservation",
+        ),
+        (args.memory_swap.map(Value::from), "memory", "swap"),
+        (args.cpu_period.map(Value::from), "cpu", "period"),
+        (args.cpu_quota.map(Value::from), "cpu", "quota"),
+        (args.cpu_share.map(Value::from), "cpu", "shares"),
+        (args.pids_limit.map(Value::from), "pids", "limit"),
+    ];
+    for (value, part, field) in flags {
+        if let Some(value) = value {
+            resources[part][field] = value;
+        }
+    }
+    // What names the host's own CPUs and disks.
+    if let Some(all) = resources.as_object_mut() {
+        all.retain(|key, _| {
+            !["blockIO", "hugepageLimits", "network", "rdma"].contains(&key.as_str())
+        });
+    }
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.retain(|key, _| key != "cpus" && key != "mems");
+        // 0 is what engines say for what shall stay.
+        cpu.retain(|_, value| value.as_i64() != Some(0));
+    }
+    if let Some(memory) = resources.get_mut("memory").and_then(Value::as_object_mut) {
+        memory.retain(|_, value| value.as_i64() != Some(0));
+    }
+    let limit = resources["memory"]["limit"].as_u64();
+    let has = container.record.memory;
+    if limit.is_some_and(|limit| limit > has) {
+        return Err(Error::Argument(format!(
+            "memory: the VM was made for {has} bytes, and a running one does not grow; make the \
+             container anew with that limit"
+        )));
+    }
+    let mut request = api::UpdateRequest::new();
+    request.id.clone_from(&container.record.id);
+    request.resources = resources.to_string().into_bytes();
+    agent(&container)?.update(request)?;
+    Ok(())
+}
+
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let mut text = Vec::new();
+    let read = match path == Path::new("-") {
+        true => io::stdin().read_to_end(&mut text).map(drop),
+        false => std::fs::read(path).map(|all| text = all),
+    };
+    let parsed = read.and_then(|()| Ok(serde_json::from_slice(&text)?));
+    parsed.map_err(io_error(format!("cannot read {}", path.display())))
+}
+
+pub(super) fn events(global: &Global, args: &EventsArgs) -> Result<(), Error> {
+    let container = running(global, &args.id)?;
+    let seconds = args.interval.trim_end_matches('s').parse::<u64>();
+    let seconds = seconds.ok().filter(|seconds| *seconds > 0);
+    let interval = seconds.map(Duration::from_secs);
+    let interval = interval.ok_or_else(|| {
+        Error::Argument(format!(
+            "--interval {}: seconds are expected, as 5s",
+            args.interval
+        ))
+    })?;
+    let agent = agent(&container)?;
+    let id = container.record.id.clone();
+    let figures = || -> Result<String, Error> {
+        let stats = agent.stats(of_container(&id))?;
+        Ok(format!("{}\n", figures_of(&id, &stats)))
+    };
+    if args.stats {
+        return print(&figures()?);
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = api::NextEventRequest::new();
+            while let Ok(event) = agent.next_event(last.clone()) {
+                last.after = event.sequence;
+                if event.has_oom() {
+                    let _ = print(&format!("{}\n", json!({"type": "oom", "id": event.id})));
+                }
+            }
+        });
+        // Until the container is gone.
+        while container.status() != Status::Stopped {
+            print(&figures()?)?;
+            let until = Instant::now() + interval;
+            while Instant::now() < until && container.status() != Status::Stopped {
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What a container uses, as runc prints it.
+fn figures_of(id: &str, stats: &api::StatsResponse) -> Value {
+    let cpu = |key: &str| stats.cpu_stat.get(key).copied().unwrap_or(0);
+    let nanoseconds = |key: &str| cpu(key).saturating_mul(1000);
+    let events = |key: &str| stats.memory_events.get(key).copied().unwrap_or(0);
+    json!({"type": "stats", "id": id, "data": {
+        "cpu": {
+            "usage": {
+                "total": nanoseconds("usage_usec"),
+                "kernel": nanoseconds("system_usec"),
+                "user": nanoseconds("user_usec"),
+            },
+            "throttling": {
+                "periods": cpu("nr_periods"),
+                "throttledPeriods": cpu("nr_throttled"),
+                "throttledTime": nanoseconds("throttled_usec"),
+            },
+        },
+        "memory": {
+            "usage": {
+                "limit": stats.memory_limit,
+                "usage": stats.memory,
+                "max": stats.memory_peak,
+                "failcnt": events("max"),
+            },
+            "swap": {"limit": stats.swap_limit, "usage": stats.swap},
+            "raw": stats.memory_stat,
+        },
+        "pids": {"current": stats.pids, "limit": stats.pids_limit},
+        "blkio": {
+            "ioServiceBytesRecursive": stats.io.iter().flat_map(|io| [
+                json!({"major": io.major, "minor": io.minor, "op": "Read", "value": io.read_bytes}),
+                json!({"major": io.major, "minor": io.minor, "op": "Write", "value": io.write_bytes}),
+            ]).collect::<Vec<_>>(),
+        },
+        "network_interfaces": stats.network.iter().map(|io| json!({
+            "Name": io.name, "RxBytes": io.rx_bytes, "RxPackets": io.rx_packets,
+            "RxErrors": io.rx_errors, "RxDropped": io.rx_dropped, "TxBytes": io.tx_bytes,
+            "TxPackets": io.tx_packets, "TxErrors": io.tx_errors, "TxDropped": io.tx_dropped,
+        })).collect::<Vec<_>>(),
+    }})
+}
+
+pub(super) fn features() -> Result<(), Error> {
+    let features = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": oci_spec::runtime::VERSION,
+        "mountOptions": ["bind", "rbind", "ro", "rw", "rro", "nosuid", "suid", "nodev", "dev",
+            "noexec", "exec", "noatime", "relatime", "private", "rprivate", "slave", "rslave",
+            "shared", "rshared", "tmpcopyup"],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false},
+            "seccomp": {"enabled": true, "archs": ["SCMP_ARCH_X86_64"]},
+            "apparmor": {"enabled": false},
+            "selinux": {"enabled": false},
+            "intelRdt": {"enabled": false},
+        },
+    });
+    print(&format!("{features:#}\n"))
+}
+
+pub(super) fn spec(args: &SpecArgs) -> Result<(), Error> {
+    let path = args.bundle.join("config.json");
+    let mut spec = Spec::default();
+    if let Some(process) = spec.process_mut() {
+        process.set_terminal(Some(true));
+        process.set_args(Some(vec!["sh".into()]));
+    }
+    let failed = || io_error(format!("cannot make {}", path.display()));
+    let mut text = serde_json::to_vec_pretty(&spec).map_err(|e| failed()(e.into()))?;
+    text.push(b'\n');
+    let file = std::fs::File::create_new(&path);
+    file.and_then(|mut file| file.write_all(&text))
+        .map_err(failed())
+}
+
+/// Prints what was asked for. A reader that closed the pipe has seen enough.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(io_error("cannot print")(error))
+        }
+        _ => Ok(()),
+    }
+}

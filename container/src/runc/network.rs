@@ -1,0 +1,364 @@
+//! What an engine put into a container's network namespace, mirrored into the guest: each interface
+//! there is joined with a tap, so that what arrives at it goes to the guest's and back, and the guest
+//! is told its MAC, addresses, MTU and routes.
+//!
+//! `ip` and `tc` (iproute2) do it, in the namespace that this process is in.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cofferdam_agent_protocol::api;
+use nix::sched::{CloneFlags, setns, unshare};
+use serde::{Deserialize, Serialize};
+
+use super::bundle::Netns;
+use crate::vm::Tap;
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    /// The namespace.
+    #[error("cannot enter the network namespace {0}")]
+    Enter(PathBuf, #[source] io::Error),
+    /// A new one.
+    #[error("cannot make a network namespace")]
+    Make(#[source] io::Error),
+    /// Not there.
+    #[error("cannot run {program} (Debian: the package iproute2)")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("{command}: {said}")]
+    Failed {
+        /// What was run.
+        command: String,
+        /// What it said.
+        said: String,
+    },
+    /// It says what nobody expects.
+    #[error("cannot understand {command}")]
+    Answer {
+        /// What was run.
+        command: String,
+        /// In what way.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An interface that came when the VM was there already.
+    #[error(
+        "the interface {0} came into the container's network namespace after the container was made, \
+         and its VM cannot have it any more; set the network up before 'create' or in a createRuntime hook"
+    )]
+    Late(String),
+}
+
+/// All that a guest has of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Network {
+    interfaces: Vec<Interface>,
+    routes: Vec<Route>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Interface {
+    name: String,
+    mac: String,
+    mtu: u32,
+    addresses: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Route {
+    destination: String,
+    gateway: String,
+    device: String,
+    metric: u32,
+}
+
+/// An interface, as `ip -json address` has it.
+#[derive(Debug, Deserialize)]
+struct Link {
+    ifname: String,
+    link_type: String,
+    #[serde(default)]
+    address: String,
+    mtu: u32,
+    #[serde(default)]
+    addr_info: Vec<Address>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Address {
+    #[serde(default)]
+    local: String,
+    prefixlen: u8,
+    #[serde(default)]
+    scope: String,
+}
+
+/// A route, as `ip -json route` has it.
+#[derive(Debug, Deserialize)]
+struct Line {
+    dst: String,
+    #[serde(default)]
+    gateway: String,
+    #[serde(default)]
+    dev: String,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default)]
+    metric: u32,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// How our taps are called; what else is called so is not mirrored.
+const TAP: &str = "cofferdam";
+
+/// Enters the namespace, or makes it. This thread and those that it starts from now on are in it.
+pub(super) fn enter(netns: &Netns) -> Result<(), NetworkError> {
+    match netns {
+        Netns::Path(path) => enter_path(path),
+        Netns::New => {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Make(error.into()))?;
+            run("ip", &["link", "set", "lo", "up"]).map(drop)
+        }
+    }
+}
+
+/// Enters the namespace at a path.
+pub(super) fn enter_path(path: &Path) -> Result<(), NetworkError> {
+    let enter = || Ok(setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?);
+    enter().map_err(|source| NetworkError::Enter(path.to_owned(), source))
+}
+
+fn run(program: &'static str, args: &[&str]) -> Result<Vec<u8>, NetworkError> {
+    // Users and engines rarely have it in theirs.
+    let paths = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{paths}:/usr/sbin:/usr/bin:/sbin:/bin");
+    let output = Command::new(program).args(args).env("PATH", path).output();
+    let output = output.map_err(|source| NetworkError::Run { program, source })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .replace('\n', "; ");
+    Err(NetworkError::Failed {
+        command: command(program, args),
+        said,
+    })
+}
+
+fn command(program: &str, args: &[&str]) -> String {
+    format!("{program} {}", args.join(" "))
+}
+
+fn ask<T: for<'a> Deserialize<'a>>(args: &[&str]) -> Result<Vec<T>, NetworkError> {
+    let text = run("ip", args)?;
+    if text.trim_ascii().is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(&text).map_err(|source| NetworkError::Answer {
+        command: command("ip", args),
+        source,
+    })
+}
+
+impl Network {
+    /// What there is in this namespace.
+    pub(super) fn scan() -> Result<Self, NetworkError> {
+        let links: Vec<Link> = ask(&["-json", "address", "show"])?;
+        let mut lines: Vec<Line> = Vec::new();
+        if links.iter().any(is_mirrored) {
+            lines = ask(&["-json", "-4", "route", "show"])?;
+            lines.extend(ask::<Line>(&["-json", "-6", "route", "show"])?);
+        }
+        Ok(Self::of(links, lines))
+    }
+
+    fn of(links: Vec<Link>, lines: Vec<Line>) -> Self {
+        let interfaces: Vec<_> = links
+            .into_iter()
+            .filter(is_mirrored)
+            .map(interface)
+            .collect();
+        let is_ours = |name: &str| interfaces.iter().any(|one| one.name == name);
+        let mut routes: Vec<_> = lines
+            .into_iter()
+            // The kernel makes its own of the addresses, in the guest, too.
+            .filter(|line| line.protocol != "kernel" && is_ours(&line.dev))
+            .filter(|line| line.kind.as_deref().is_none_or(|kind| kind == "unicast"))
+            .map(route)
+            .collect();
+        // What gateways are reached by comes first.
+        routes.sort_by_key(|route| !route.gateway.is_empty());
+        Self { interfaces, routes }
+    }
+
+    /// A tap for each interface.
+    pub(super) fn taps(&self) -> Vec<Tap> {
+        let tap = |(number, interface): (usize, &Interface)| Tap {
+            name: format!("{TAP}{number}"),
+            mac: interface.mac.clone(),
+            mtu: u16::try_from(interface.mtu).ok(),
+        };
+        self.interfaces.iter().enumerate().map(tap).collect()
+    }
+
+    /// Joins interfaces and taps, which the monitor has made.
+    pub(super) fn join(&self) -> Result<(), NetworkError> {
+        for (number, interface) in self.interfaces.iter().enumerate() {
+            let (name, tap) = (interface.name.as_str(), format!("{TAP}{number}"));
+            let mtu = interface.mtu.to_string();
+            run("ip", &["link", "set", &tap, "mtu", &mtu, "up"])?;
+            redirect(name, &tap)?;
+            redirect(&tap, name)?;
+        }
+        Ok(())
+    }
+
+    /// What has changed since `before`: nothing, or what the guest is to be told.
+    pub(super) fn since(&self, before: &Self) -> Result<bool, NetworkError> {
+        let knows = |one: &Interface| before.interfaces.iter().any(|other| other.mac == one.mac);
+        match self.interfaces.iter().find(|one| !knows(one)) {
+            Some(late) => Err(NetworkError::Late(late.name.clone())),
+            None => Ok(self != before),
+        }
+    }
+
+    /// As the agent is told.
+    pub(super) fn request(&self) -> api::NetworkRequest {
+        let mut request = api::NetworkRequest::new();
+        for one in &self.interfaces {
+            let mut interface = api::Interface::new();
+            interface.name.clone_from(&one.name);
+            interface.mac.clone_from(&one.mac);
+            interface.mtu = one.mtu;
+            interface.addresses.clone_from(&one.addresses);
+            request.interfaces.push(interface);
+        }
+        for one in &self.routes {
+            let mut route = api::Route::new();
+            route.destination.clone_from(&one.destination);
+            route.gateway.clone_from(&one.gateway);
+            route.device.clone_from(&one.device);
+            route.metric = one.metric;
+            request.routes.push(route);
+        }
+        request
+    }
+}
+
+fn is_mirrored(link: &Link) -> bool {
+    link.link_type == "ether" && !link.ifname.starts_with(TAP)
+}
+
+fn interface(link: Link) -> Interface {
+    let addresses = link.addr_info.iter();
+    // The kernel gives itself those of the link.
+    let addresses =
+        addresses.filter(|address| address.scope != "link" && !address.local.is_empty());
+    Interface {
+        addresses: addresses
+            .map(|address| format!("{}/{}", address.local, address.prefixlen))
+            .collect(),
+        name: link.ifname,
+        mac: link.address,
+        mtu: link.mtu,
+    }
+}
+
+fn route(line: Line) -> Route {
+    let destination = match (line.dst.as_str(), line.gateway.contains(':')) {
+        ("default", _) if !line.gateway.is_empty() => String::new(),
+        ("default", true) => "::/0".into(),
+        ("default", false) => "0.0.0.0/0".into(),
+        (host, _) if !host.contains('/') => match host.contains(':') {
+            true => format!("{host}/128"),
+            false => format!("{host}/32"),
+        },
+        (net, _) => net.to_owned(),
+    };
+    Route {
+        destination,
+        gateway: line.gateway,
+        device: line.dev,
+        metric: line.metric,
+    }
+}
+
+/// Lets all that arrives at one interface leave at the other.
+fn redirect(from: &str, to: &str) -> Result<(), NetworkError> {
+    run("tc", &["qdisc", "add", "dev", from, "ingress"])?;
+    let filter = [
+        "filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "matchall", "action",
+        "mirred", "egress", "redirect", "dev", to,
+    ];
+    run("tc", &filter).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Network {
+        let links = serde_json::json!([
+            {"ifname": "lo", "link_type": "loopback", "mtu": 65536, "addr_info": []},
+            {"ifname": "eth0", "link_type": "ether", "address": "ca:fe:00:00:00:01", "mtu": 1450,
+             "addr_info": [
+                {"family": "inet", "local": "10.88.0.5", "prefixlen": 16, "scope": "global"},
+                {"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"}]},
+            {"ifname": "cofferdam0", "link_type": "ether", "address": "0a:00:00:00:00:01", "mtu": 1450},
+        ]);
+        let lines = serde_json::json!([
+            {"dst": "default", "gateway": "10.88.0.1", "dev": "eth0", "protocol": "static", "metric": 100},
+            {"dst": "10.88.0.0/16", "dev": "eth0", "protocol": "kernel", "scope": "link"},
+            {"dst": "169.254.1.1", "dev": "eth0", "scope": "link", "protocol": "boot"},
+            {"type": "unreachable", "dst": "10.9.0.0/16", "dev": "eth0"},
+        ]);
+        let parse = |value| serde_json::from_value(value).unwrap();
+        Network::of(parse(links), serde_json::from_value(lines).unwrap())
+    }
+
+    /// If it fails, a guest has other addresses or routes than its engine gave it.
+    #[test]
+    fn namespaces_are_mirrored() {
+        let network = example();
+        let request = network.request();
+        assert_eq!(request.interfaces.len(), 1);
+        let eth0 = &request.interfaces[0];
+        assert_eq!((eth0.name.as_str(), eth0.mtu), ("eth0", 1450));
+        assert_eq!(eth0.addresses, ["10.88.0.5/16"]);
+        let routes: Vec<_> = request
+            .routes
+            .iter()
+            .map(|route| (route.destination.as_str(), route.gateway.as_str()))
+            .collect();
+        assert_eq!(routes, [("169.254.1.1/32", ""), ("", "10.88.0.1")]);
+        let taps = network.taps();
+        assert_eq!(
+            (taps[0].name.as_str(), taps[0].mtu),
+            ("cofferdam0", Some(1450))
+        );
+    }
+
+    /// If it fails, a guest lacks what came between `create` and `start`, and nobody says so.
+    #[test]
+    fn changes_are_seen() {
+        let network = example();
+        assert!(!network.since(&network).unwrap());
+        let mut before = network.clone();
+        before.routes.clear();
+        assert!(network.since(&before).unwrap());
+        let error = network.since(&Network::default()).unwrap_err().to_string();
+        assert!(error.contains("eth0"), "{error}");
+    }
+}

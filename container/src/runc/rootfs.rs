@@ -1,0 +1,125 @@
+//! A root file system that nobody may write to is shared so with the guest. What the guest would make
+//! in it, its mount points, is made on the host before; links in it lead nowhere else.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+
+const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+const FILE: Mode = Mode::from_raw_mode(0o644);
+
+/// A place in a root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub path: PathBuf,
+    /// A file is mounted there.
+    pub is_file: bool,
+}
+
+/// Makes the places of `mounts` and the directory `cwd`, where they are not there. What lies below a
+/// mount is none of the root's.
+pub(super) fn make(root: &Path, mounts: &[Place], cwd: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, root, flags, Mode::empty())?;
+    let cwd = Place {
+        path: cwd.to_owned(),
+        is_file: false,
+    };
+    for place in mounts.iter().chain([&cwd]) {
+        let covers = |mount: &Place| {
+            let (above, below) = (mount.path.as_path(), place.path.as_path());
+            above != Path::new("/") && above != below && below.starts_with(above)
+        };
+        if !mounts.iter().any(covers) {
+            make_one(&root, place)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_one(root: &OwnedFd, place: &Place) -> io::Result<()> {
+    let steps = place.path.components();
+    let names = steps.filter(|step| matches!(step, Component::Normal(_)));
+    let names: Vec<_> = names.map(Component::as_os_str).collect();
+    let mut parent = root.try_clone()?;
+    let mut path = PathBuf::new();
+    for (number, name) in names.iter().enumerate() {
+        path.push(name);
+        let is_last = number + 1 == names.len();
+        parent = match find(root, &path) {
+            Ok(found) => found,
+            Err(Errno::NOENT) if is_last && place.is_file => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                openat(&parent, *name, flags, FILE)?
+            }
+            Err(Errno::NOENT) => {
+                mkdirat(&parent, *name, DIRECTORY)?;
+                find(root, &path)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(())
+}
+
+/// What a path of the container's leads to.
+fn find(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        how,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// If it fails, an image's links make us write to the host's files, or a container whose root is
+    /// read-only lacks its mount points.
+    #[test]
+    fn places_are_made_in_the_root() {
+        let dir = std::env::temp_dir().join(format!("cofferdam-rootfs-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let (root, outside) = (dir.join("root"), dir.join("outside"));
+        fs::create_dir_all(root.join("there")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        symlink(&outside, root.join("out")).unwrap();
+        symlink("/there", root.join("in")).unwrap();
+        symlink("/missing", root.join("dangling")).unwrap();
+        let place = |path: &str, is_file| Place {
+            path: path.into(),
+            is_file,
+        };
+        let good = [
+            place("/proc", false),
+            place("/proc/sys/x", false),
+            place("/a/b/c", false),
+            place("/a/d", true),
+            place("/in/e", true),
+            place("relative", false),
+        ];
+        for cwd in ["/", "/work", "/proc/y"] {
+            make(&root, &good, Path::new(cwd)).unwrap();
+        }
+        assert!(root.join("work").is_dir());
+        assert!(root.join("a/b/c").is_dir() && root.join("a/d").is_file());
+        assert!(root.join("there/e").is_file() && root.join("relative").is_dir());
+        assert!(!root.join("proc/sys").exists());
+        let cwd = Path::new("/");
+        assert!(make(&root, &[place("/dangling/x", false)], cwd).is_err());
+        let _ = make(&root, &[place("/out/x", true), place("/../y", true)], cwd);
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        assert!(!dir.join("y").exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
