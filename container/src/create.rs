@@ -11,16 +11,18 @@ use oci_spec::runtime::Spec;
 
 use crate::disk::{self, DiskError};
 use crate::image::store::Error as ImageError;
-use crate::image::{Store, registry};
+use crate::image::{Image, Store, registry};
+use crate::limits::{self, Limits};
 use crate::network::{self, NetworkError};
-use crate::options::{Isolation, Kind, Options, OptionsError, Port};
+use crate::networks;
+use crate::options::{Health, Isolation, Kind, Options, OptionsError, Port, Pull};
 use crate::paths;
 use crate::shim::{Bundle, Guest, Plan};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
 };
-use crate::vm::{Machine, Root, storage_path};
+use crate::vm::{Machine, Root, disk_path, storage_path};
 use crate::volume::{VolumeError, Volumes};
 
 /// Why a container cannot be made, or run.
@@ -62,6 +64,18 @@ pub enum CreateError {
     /// Neither a file nor a directory.
     #[error("cannot mount {0}: only directories and regular files can be shared with a VM")]
     Kind(PathBuf),
+    /// No device that a VM can have.
+    #[error(
+        "cannot give {0} to a VM: block devices of the host's can be its disks, /dev/fuse and \
+         /dev/net/tun are its own kernel's, and there is no other way yet"
+    )]
+    Device(PathBuf),
+    /// A network of our own.
+    #[error(transparent)]
+    Link(#[from] networks::LinkError),
+    /// The VM.
+    #[error(transparent)]
+    Vm(#[from] crate::vm::VmError),
     /// An option that a container on the host's kernel cannot have.
     #[error("--isolation=process: {0}")]
     Process(&'static str),
@@ -78,22 +92,20 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
     // Before anything is made, what can be refused.
     match options.isolation {
         Isolation::Vm if options.runtime.is_some() => return Err(CreateError::Runtimes),
-        Isolation::Vm => network::uplink(&options).map(|_| ())?,
+        Isolation::Vm => {
+            networks::check(&options)?;
+            network::uplink(&options).map(|_| ())?
+        }
         Isolation::Process => check_process(&options)?,
     }
     let store = Store::open_default()?;
-    let image = registry::get(
-        &store,
-        &options.image,
-        &registry::Options::default(),
-        |name| {
-            eprintln!("Unable to find image '{name}' locally");
-        },
-    )?;
+    let image = image(&store, &options)?;
+    let health = Health::of(&options, &image.raw_config)?;
+    check_devices(&options)?;
     let id = new_id();
     let shares = shares(&options)?;
     let binds = match options.isolation {
-        Isolation::Vm => guest_binds(&shares),
+        Isolation::Vm => guest_binds(&shares, &options),
         Isolation::Process => host_binds(&shares),
     };
     let run = containers.run_of(&id);
@@ -113,6 +125,7 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
         image_config: image.config,
         layers: image.layers,
         shares,
+        health: health.filter(|_| options.isolation == Isolation::Vm),
         options,
     };
     let made = containers.create(record, |container| -> Result<(), CreateError> {
@@ -141,6 +154,36 @@ pub fn create(containers: &Containers, options: Options) -> Result<Container, Cr
     }
 }
 
+/// The image, from its registry if need be.
+fn image(store: &Store, options: &Options) -> Result<Image, CreateError> {
+    let (name, how) = (&options.image, registry::Options::default());
+    match options.pull {
+        Pull::Never => Ok(store.resolve(name)?),
+        Pull::Always => {
+            let name = name.parse().map_err(ImageError::from)?;
+            Ok(registry::pull(store, &name, &how)?.image)
+        }
+        Pull::Missing => Ok(registry::get(store, name, &how, |name| {
+            eprintln!("Unable to find image '{name}' locally");
+        })?),
+    }
+}
+
+/// A VM can have disks of the host's, and what its own kernel has.
+fn check_devices(options: &Options) -> Result<(), CreateError> {
+    use std::os::unix::fs::FileTypeExt;
+    for device in options.device.iter().filter(|d| !d.is_of_the_guest()) {
+        let kind = fs::metadata(&device.source).map_err(|source| CreateError::Source {
+            path: device.source.clone(),
+            source,
+        })?;
+        if !kind.file_type().is_block_device() {
+            return Err(CreateError::Device(device.source.clone()));
+        }
+    }
+    Ok(())
+}
+
 /// What a container on the host's kernel has of the options; the others are refused.
 fn check_process(options: &Options) -> Result<(), CreateError> {
     let refuse = |why| Err(CreateError::Process(why));
@@ -150,8 +193,8 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     if options.network != Some(crate::options::Network::None) {
         return refuse("there is only --network none yet");
     }
-    if options.init {
-        return refuse("--init is not there yet");
+    if options.init || options.health_cmd.is_some() || !options.device.is_empty() {
+        return refuse("--init, --health-cmd and --device are not there yet");
     }
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
@@ -216,7 +259,7 @@ fn bind_source(path: &Path, create: bool) -> Result<PathBuf, CreateError> {
 }
 
 /// What is mounted from outside, where the agent finds it.
-fn guest_binds(shares: &[Share]) -> Vec<Bind> {
+fn guest_binds(shares: &[Share], options: &Options) -> Vec<Bind> {
     let etc = |name: &str| Bind {
         source: Path::new(ETC).join(name),
         target: format!("/etc/{name}"),
@@ -227,10 +270,24 @@ fn guest_binds(shares: &[Share]) -> Vec<Bind> {
         target: share.target.clone(),
         read_only: share.read_only,
     });
+    // Behind the writable layer, which is the first disk.
+    let mut disk = usize::from(!options.read_only);
+    let devices = options.device.iter().map(|device| Bind {
+        source: match device.is_of_the_guest() {
+            true => device.source.clone(),
+            false => {
+                disk += 1;
+                disk_path(disk - 1)
+            }
+        },
+        target: device.target.clone(),
+        read_only: device.read_only,
+    });
     // The user's own files win.
     [etc("resolv.conf"), etc("hosts")]
         .into_iter()
         .chain(shares)
+        .chain(devices)
         .collect()
 }
 
@@ -256,7 +313,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let exposed = config.and_then(|config| config.exposed_ports().as_ref());
     let ports = network::ports(options, exposed.unwrap_or(&none))?;
     let shares = &container.record.shares;
-    let machine = Machine {
+    let mut machine = Machine {
         kernel: options.kernel.clone(),
         cpus: options.cpus,
         memory: options.memory,
@@ -269,11 +326,24 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             .iter()
             .map(|s| (s.source.clone(), s.read_only))
             .collect(),
+        disks: options
+            .device
+            .iter()
+            .filter(|device| !device.is_of_the_guest())
+            .map(|device| (device.source.clone(), device.read_only))
+            .collect(),
         uplink,
         ports: ports.clone(),
         taps: Vec::new(),
+        netns: None,
+        limits: None,
         run: container.run.clone(),
     };
+    machine.limits = Some(Limits {
+        name: id.clone(),
+        memory: machine.memory()?.bytes(),
+        cpus: options.cpus,
+    });
     let path = container.bundle().join("config.json");
     let spec = fs::read(&path).map_err(|source| CreateError::Source { path, source })?;
     let uplink = machine.uplink.as_ref();
@@ -305,6 +375,11 @@ pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
     {
         crate::shim::delete_process(runtime, &container.record.id);
     }
+    // What a shim that was killed left.
+    if let Some(path) = container.state()?.cgroup {
+        limits::remove(&path);
+    }
+    networks::disconnect(container);
     container.remove(lock)?;
     let volumes = Volumes::at(&paths::data());
     for share in container

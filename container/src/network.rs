@@ -41,6 +41,8 @@ pub struct Uplink {
 /// What network a container gets.
 pub fn uplink(options: &Options) -> Result<Option<Uplink>, NetworkError> {
     let found = match options.network {
+        // Ports are netavark's there.
+        Some(Network::Named(_)) => return Ok(None),
         Some(Network::None) => None,
         Some(Network::Passt) => Some(host_uplink().ok_or(NetworkError::NoRoute)?),
         None => host_uplink(),
@@ -142,8 +144,9 @@ pub fn hosts(extra: &[AddHost], hostname: &str, address: Option<Ipv4Addr>) -> St
 
 /// The ports to publish, each with one of the host's: where none is named, a free one.
 pub fn ports(options: &Options, exposed: &[String]) -> Result<Vec<Port>, NetworkError> {
-    let mut ports = options.publish.clone();
+    let mut ports: Vec<Port> = options.publish.iter().flat_map(|p| p.iter()).collect();
     if options.publish_all {
+        ports.extend(options.expose.iter().flat_map(|p| p.iter()));
         ports.extend(exposed.iter().filter_map(|port| port.parse::<Port>().ok()));
     }
     // Held until all are chosen, or one would be chosen twice.

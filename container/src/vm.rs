@@ -9,6 +9,7 @@ use cofferdam::config::{
 use cofferdam_agent_protocol::STORAGE;
 use cofferdam_agent_protocol::api;
 
+use crate::limits::Limits;
 use crate::network::{self, Uplink};
 use crate::options::{Bytes, Port};
 
@@ -101,12 +102,19 @@ pub struct Machine {
     pub root: Root,
     /// Directories and files of the host, and whether they are read-only.
     pub shares: Vec<(PathBuf, bool)>,
+    /// Block devices of the host's that are its disks, behind that of the root file system, and whether
+    /// they are read-only.
+    pub disks: Vec<(PathBuf, bool)>,
     /// Its network; none if it has none.
     pub uplink: Option<Uplink>,
     /// The ports that lead to it.
     pub ports: Vec<Port>,
     /// Its interfaces on taps.
     pub taps: Vec<Tap>,
+    /// The network namespace that its monitor is to be in, if not that of who starts it.
+    pub netns: Option<PathBuf>,
+    /// What it may take of the host, if that is for us to say.
+    pub limits: Option<Limits>,
     /// Where its sockets and logs are.
     pub run: PathBuf,
 }
@@ -144,6 +152,13 @@ impl Machine {
             ..NetConfig::default()
         }));
         self.add_root(&mut config);
+        config
+            .disks
+            .extend(self.disks.iter().map(|(path, ro)| DiskConfig {
+                path: path.clone(),
+                ro: *ro,
+                ..DiskConfig::default()
+            }));
         for (number, (path, ro)) in self.shares.iter().enumerate() {
             config.fs.push(share(path, &number.to_string(), *ro));
         }
@@ -259,6 +274,16 @@ pub fn storage_path(number: usize) -> PathBuf {
     Path::new(STORAGE).join(number.to_string())
 }
 
+/// What the guest calls its disk of that number, from 0.
+pub fn disk_path(number: usize) -> PathBuf {
+    let letter = |number: usize| char::from(b'a' + u8::try_from(number % 26).unwrap_or_default());
+    // As the kernel counts: a to z, aa to az, ba …
+    match number.checked_sub(26) {
+        None => format!("/dev/vd{}", letter(number)).into(),
+        Some(more) => format!("/dev/vd{}{}", letter(more / 26), letter(more)).into(),
+    }
+}
+
 fn share(path: &Path, name: &str, ro: bool) -> FsConfig {
     FsConfig {
         tag: TAG.into(),
@@ -307,9 +332,12 @@ mod tests {
             memory: Some(Bytes(128 << 20)),
             root,
             shares: vec![("/srv".into(), true), ("/data".into(), false)],
+            disks: Vec::new(),
             uplink: None,
             ports: Vec::new(),
             taps: Vec::new(),
+            netns: None,
+            limits: None,
             run: "/run/c".into(),
         }
     }
@@ -353,6 +381,19 @@ mod tests {
         );
         assert_eq!(rootfs.overlay().disk(), "serial=upper");
         assert_eq!(config.disks[0].cache, Cache::Unsafe);
+    }
+
+    /// If it fails, a container writes to another disk than it was given.
+    #[test]
+    fn disks_are_called_as_the_kernel_does() {
+        for (number, path) in [
+            (0, "/dev/vda"),
+            (25, "/dev/vdz"),
+            (26, "/dev/vdaa"),
+            (53, "/dev/vdbb"),
+        ] {
+            assert_eq!(disk_path(number), Path::new(path));
+        }
     }
 
     /// If it fails, the agent mounts another directory than was shared, or writable.

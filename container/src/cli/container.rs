@@ -9,6 +9,7 @@ mod inspect;
 mod life;
 mod list;
 mod logs;
+mod network;
 mod run;
 mod volume;
 
@@ -72,6 +73,9 @@ pub(super) enum Command {
     Stats(inspect::StatsArgs),
     /// Print what happens to containers
     Events(logs::EventsArgs),
+    /// Networks
+    #[command(subcommand)]
+    Network(network::Command),
     /// Volumes
     #[command(subcommand)]
     Volume(volume::Command),
@@ -130,6 +134,7 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Top(args) => inspect::top(&args),
         Command::Stats(args) => inspect::stats(&args),
         Command::Events(args) => logs::events(&args),
+        Command::Network(command) => network::run(command),
         Command::Volume(command) => volume::run(command),
         Command::Shim { id, visit } => return shim::main(&id, visit),
     };

@@ -2,6 +2,8 @@
 //! as the container keeps them.
 
 mod bytes;
+mod device;
+mod health;
 mod mount;
 mod network;
 mod restart;
@@ -14,8 +16,10 @@ use clap::{ArgAction, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 pub use bytes::Bytes;
+pub use device::Device;
+pub use health::{Health, Period};
 pub use mount::{Kind, Mount, Tmpfs};
-pub use network::{AddHost, Network, Port};
+pub use network::{AddHost, Network, Port, Ports, name as transport_name};
 pub use restart::Restart;
 pub use ulimit::Ulimit;
 
@@ -36,10 +40,13 @@ pub enum OptionsError {
     Variable(String),
     /// A security option that there is not.
     #[error(
-        "--security-opt {0}: there are no-new-privileges, seccomp=unconfined, apparmor=unconfined \
-         and label=disable"
+        "--security-opt {0}: there are no-new-privileges, seccomp=FILE, seccomp=unconfined, \
+         apparmor=unconfined and label=disable"
     )]
     Security(String),
+    /// Health options that contradict each other or the image.
+    #[error("{0}")]
+    Health(&'static str),
     /// A storage option that there is not.
     #[error("--storage-opt {0}: there is size=BYTES")]
     Storage(String),
@@ -79,6 +86,19 @@ impl Runtime {
     }
 }
 
+/// Whether an image is asked for at its registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Pull {
+    /// Also if the store has it.
+    Always,
+    /// If the store does not have it.
+    #[default]
+    Missing,
+    /// Not at all.
+    Never,
+}
+
 /// The options that `create` and `run` have in common.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
@@ -105,6 +125,14 @@ pub struct Options {
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Whether the image is pulled first
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(skip)]
+    pub pull: Pull,
+    /// Read labels from a file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub label_file: Vec<PathBuf>,
     /// Write the container's ID to a file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -122,6 +150,12 @@ pub struct Options {
     /// Host name [default: the container's short ID]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
+    /// Domain name, of NIS
+    #[arg(long, value_name = "NAME")]
+    pub domainname: Option<String>,
+    /// A further group of the user's, by number
+    #[arg(long, value_name = "GID")]
+    pub group_add: Vec<u32>,
     /// Signal that stops it [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -134,6 +168,25 @@ pub struct Options {
     /// Start it again when it ends: no, always, unless-stopped, on-failure[:TIMES]
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub restart: Restart,
+
+    /// Command that says whether the container is well, for its shell
+    #[arg(long, value_name = "LINE", help_heading = HEALTH)]
+    pub health_cmd: Option<String>,
+    /// Time from one check to the next [default: the image's, or 30s]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_interval: Option<Period>,
+    /// Time that a check may take [default: the image's, or 30s]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_timeout: Option<Period>,
+    /// Failures in a row that make it unhealthy [default: the image's, or 3]
+    #[arg(long, value_name = "NUMBER", help_heading = HEALTH)]
+    pub health_retries: Option<u32>,
+    /// Time from its start in which failures do not count [default: the image's, or 0s]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_start_period: Option<Period>,
+    /// Leave out the image's check
+    #[arg(long, help_heading = HEALTH)]
+    pub no_healthcheck: bool,
 
     /// CPUs, also a fraction; the VM has as many vCPUs, rounded up [default: 1]
     #[arg(long, value_name = "NUMBER", help_heading = LIMITS, value_parser = cpus)]
@@ -171,15 +224,28 @@ pub struct Options {
     /// Mount a memory file system
     #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = FILES)]
     pub tmpfs: Vec<Tmpfs>,
+    /// A block device of the host's, as a disk; or /dev/fuse or /dev/net/tun, which the guest has
+    #[arg(long, value_name = "SOURCE[:TARGET[:PERMISSIONS]]", help_heading = FILES)]
+    pub device: Vec<Device>,
 
-    /// Network: passt (needs no privilege), none [default: passt, if the host has a network]
+    /// Network: passt (needs no privilege), bridge or one of 'network create', none
+    /// [default: passt, if the host has a network]
     #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = NET)]
     pub network: Option<Network>,
-    /// Publish a port on the host
+    /// Address on its network [default: a free one]
+    #[arg(long, value_name = "ADDRESS", help_heading = NET)]
+    pub ip: Option<std::net::Ipv4Addr>,
+    /// A further name on its network
+    #[arg(long, value_name = "NAME", help_heading = NET)]
+    pub network_alias: Vec<String>,
+    /// Publish a port on the host, or several: 8000-8009:80-89
     #[arg(
         short, long, value_name = "[[ADDRESS:]HOST:]PORT[/tcp|/udp]", help_heading = NET
     )]
-    pub publish: Vec<Port>,
+    pub publish: Vec<Ports>,
+    /// A port that --publish-all publishes, too
+    #[arg(long, value_name = "PORT[/tcp|/udp]", help_heading = NET)]
+    pub expose: Vec<Ports>,
     /// Publish all ports that the image exposes, on free ports of the host
     #[arg(short = 'P', long, help_heading = NET)]
     pub publish_all: bool,
@@ -214,7 +280,7 @@ pub struct Options {
     /// All capabilities, and nothing hidden (of the container's own kernel)
     #[arg(long, help_heading = WALLS)]
     pub privileged: bool,
-    /// Security option
+    /// Security option: no-new-privileges, seccomp=FILE (a profile as Docker's), seccomp=unconfined
     #[arg(long, value_name = "OPTION", help_heading = WALLS)]
     pub security_opt: Vec<String>,
     /// Kernel parameter
@@ -232,6 +298,7 @@ pub struct Options {
     pub command: Vec<String>,
 }
 
+const HEALTH: &str = "Health";
 const LIMITS: &str = "Limits";
 const FILES: &str = "Files";
 const NET: &str = "Network";
@@ -246,27 +313,22 @@ fn cpus(text: &str) -> Result<f64, String> {
 }
 
 /// What the security options say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Security {
     /// Processes gain no privilege by running a program.
     pub no_new_privileges: bool,
+    /// A profile of system calls.
+    pub seccomp: Option<PathBuf>,
 }
 
 impl Options {
     /// Reads what is elsewhere: files of variables, and variables of our own. Checks what no single
     /// option says.
     pub fn resolve(&mut self) -> Result<(), OptionsError> {
-        let mut env = Vec::new();
-        for path in std::mem::take(&mut self.env_file) {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|source| OptionsError::File { path, source })?;
-            let lines = text.lines().map(str::trim_start);
-            env.extend(
-                lines
-                    .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                    .map(str::to_owned),
-            );
-        }
+        let mut labels = lines(std::mem::take(&mut self.label_file))?;
+        labels.append(&mut self.label);
+        self.label = labels;
+        let mut env = lines(std::mem::take(&mut self.env_file))?;
         env.append(&mut self.env);
         for variable in env {
             if variable.is_empty() || variable.starts_with('=') {
@@ -291,8 +353,15 @@ impl Options {
             match option.replace(':', "=").as_str() {
                 "no-new-privileges" | "no-new-privileges=true" => security.no_new_privileges = true,
                 "no-new-privileges=false" => security.no_new_privileges = false,
-                "seccomp=unconfined" | "apparmor=unconfined" | "label=disable" => {}
-                _ => return Err(OptionsError::Security(option.clone())),
+                "apparmor=unconfined" | "label=disable" => {}
+                "seccomp=unconfined" => security.seccomp = None,
+                other => match other.strip_prefix("seccomp=") {
+                    Some("" | "builtin") | None => {
+                        return Err(OptionsError::Security(option.clone()));
+                    }
+                    // What was replaced may have been a part of its name.
+                    Some(_) => security.seccomp = option.get(8..).map(PathBuf::from),
+                },
             }
         }
         Ok(security)
@@ -322,6 +391,19 @@ impl Options {
     }
 }
 
+/// The lines of files, without empty ones and comments.
+fn lines(files: Vec<PathBuf>) -> Result<Vec<String>, OptionsError> {
+    let mut all = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path);
+        let text = text.map_err(|source| OptionsError::File { path, source })?;
+        let lines = text.lines().map(str::trim_start);
+        let said = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        all.extend(said.map(str::to_owned));
+    }
+    Ok(all)
+}
+
 /// `NAME=VALUE` texts as a map; without a value it is empty.
 pub fn pairs(all: &[String]) -> BTreeMap<String, String> {
     let split = |text: &String| {
@@ -348,7 +430,7 @@ macro_rules! as_text {
         }
     };
 }
-use as_text;
+pub(crate) use as_text;
 
 #[cfg(test)]
 mod tests {
@@ -394,7 +476,8 @@ mod tests {
             "--network host x",
             "--cpus 0 x",
             "-m 1x x",
-            "--security-opt seccomp=/p.json x",
+            "--security-opt seccomp=builtin x",
+            "--security-opt apparmor=docker-default x",
             "--storage-opt colour=red x",
             "--restart sometimes x",
         ] {

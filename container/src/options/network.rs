@@ -7,14 +7,17 @@ use std::str::FromStr;
 use cofferdam::config::Transport;
 
 use super::as_text;
+use crate::state::is_name;
 
 /// What network a container has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
     /// By passt: the host's own connections, without privilege.
     Passt,
     /// Loopback only.
     None,
+    /// One of ours: a bridge.
+    Named(String),
 }
 
 impl FromStr for Network {
@@ -24,10 +27,12 @@ impl FromStr for Network {
         match text {
             "passt" | "default" => Ok(Self::Passt),
             "none" => Ok(Self::None),
-            "host" => Err("a VM cannot have the host's network; there are passt and none".into()),
-            _ => Err(format!(
-                "there is no network {text:?}; there are passt and none"
-            )),
+            "host" => Err("a VM cannot have the host's network; passt comes nearest to it".into()),
+            _ if text.starts_with("container:") => Err(
+                "a VM cannot have another's network; let both have one of 'network create'".into(),
+            ),
+            _ if is_name(text) => Ok(Self::Named(text.to_owned())),
+            _ => Err(format!("{text:?} is no name of a network")),
         }
     }
 }
@@ -37,6 +42,7 @@ impl fmt::Display for Network {
         f.write_str(match self {
             Self::Passt => "passt",
             Self::None => "none",
+            Self::Named(name) => name,
         })
     }
 }
@@ -61,7 +67,7 @@ impl FromStr for Port {
         let bad = || {
             format!(
                 "expected [[ADDRESS:]HOST:]PORT[/tcp|/udp], as 8080:80 or 127.0.0.1::53/udp, not \
-                 {text:?}; ranges are not there yet"
+                 {text:?}"
             )
         };
         let (ports, transport) = match text.rsplit_once('/') {
@@ -116,6 +122,87 @@ impl fmt::Display for Port {
     }
 }
 
+/// Ports to publish, one after the other: `[[ADDRESS:]HOST[-HOST]:]PORT[-PORT][/tcp|/udp]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    first: Port,
+    /// How many more there are.
+    more: u16,
+}
+
+impl Ports {
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Port> {
+        (0..=self.more).map(move |number| Port {
+            host: self.first.host.map(|port| port + number),
+            guest: self.first.guest + number,
+            ..self.first
+        })
+    }
+}
+
+/// A part of `first-last` apart: where it begins, and how many more there are.
+fn range(text: &str) -> Option<(&str, u16)> {
+    let Some((first, last)) = text.split_once('-') else {
+        return Some((text, 0));
+    };
+    let ends: (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+    Some((first, ends.1.checked_sub(ends.0)?))
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || {
+            format!("{text:?}: a range is FIRST-LAST, as long for the host as for the container")
+        };
+        let (ports, transport) = match text.split_once('/') {
+            Some((ports, transport)) => (ports, format!("/{transport}")),
+            None => (text, String::new()),
+        };
+        let (host, guest) = match ports.rsplit_once(':') {
+            Some((host, guest)) => (Some(host), guest),
+            None => (None, ports),
+        };
+        let (guest, more) = range(guest).ok_or_else(bad)?;
+        let Some(host) = host else {
+            let first = format!("{guest}{transport}").parse()?;
+            return Ok(Self { first, more });
+        };
+        let (address, host) = match host.rsplit_once(':') {
+            Some((address, host)) => (format!("{address}:"), host),
+            None => (String::new(), host),
+        };
+        let (host, of_host) = range(host).ok_or_else(bad)?;
+        // Free ports have no order.
+        if of_host != more && !host.is_empty() {
+            return Err(bad());
+        }
+        let first = format!("{address}{host}:{guest}{transport}").parse()?;
+        Ok(Self { first, more })
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.iter().last().unwrap_or(self.first);
+        match (self.more, last.address, last.host) {
+            (0, ..) => return self.first.fmt(f),
+            (_, Some(IpAddr::V4(address)), _) => write!(f, "{address}:")?,
+            (_, Some(IpAddr::V6(address)), _) => write!(f, "[{address}]:")?,
+            (_, None, _) => {}
+        }
+        if let (Some(first), Some(last)) = (self.first.host, last.host) {
+            write!(f, "{first}-{last}:")?;
+        } else if last.address.is_some() {
+            f.write_str(":")?;
+        }
+        let (first, transport) = (self.first.guest, name(last.transport));
+        write!(f, "{first}-{}/{transport}", last.guest)
+    }
+}
+
 /// How it is written behind a port.
 pub fn name(transport: Transport) -> &'static str {
     match transport {
@@ -159,11 +246,22 @@ impl fmt::Display for AddHost {
 
 as_text!(Network);
 as_text!(Port);
+as_text!(Ports);
 as_text!(AddHost);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If it fails, a container is on another network than was said.
+    #[test]
+    fn networks_are_read() {
+        assert_eq!("default".parse(), Ok(Network::Passt));
+        assert_eq!("bridge".parse(), Ok(Network::Named("bridge".into())));
+        for text in ["host", "container:web", "../x", ""] {
+            assert!(text.parse::<Network>().is_err(), "{text}");
+        }
+    }
 
     /// If it fails, a port is published elsewhere than asked for.
     #[test]
@@ -194,6 +292,37 @@ mod tests {
             "80/sctp",
         ] {
             assert!(text.parse::<Port>().is_err(), "{text}");
+        }
+    }
+
+    /// If it fails, a range of ports is published elsewhere than asked for, or in part.
+    #[test]
+    fn ranges_are_read() {
+        for (text, expected) in [
+            ("80/tcp", "80/tcp"),
+            ("8000-8001:80-81/udp", "8000:80/udp 8001:81/udp"),
+            (
+                "127.0.0.1:5-6:7-8/tcp",
+                "127.0.0.1:5:7/tcp 127.0.0.1:6:8/tcp",
+            ),
+            ("[::1]::7-8/tcp", "[::1]::7/tcp [::1]::8/tcp"),
+            ("7-8/tcp", "7/tcp 8/tcp"),
+        ] {
+            let ports: Ports = text.parse().unwrap();
+            let each: Vec<String> = ports.iter().map(|port| port.to_string()).collect();
+            assert_eq!(each.join(" "), expected);
+            assert_eq!(ports.to_string(), text);
+        }
+        for text in [
+            "1-2:1",
+            "1:1-2",
+            "2-1:2-1",
+            "0-1:1-2",
+            "1-:1",
+            "65535-65536:1-2",
+            "a-b",
+        ] {
+            assert!(text.parse::<Ports>().is_err(), "{text}");
         }
     }
 

@@ -77,6 +77,16 @@ pub(super) enum Netns {
     Path(PathBuf),
 }
 
+impl Netns {
+    /// Where it is, if it is there already.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::New => None,
+            Self::Path(path) => Some(path),
+        }
+    }
+}
+
 /// Something of the host's that is mounted in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Share {
@@ -204,9 +214,13 @@ impl Bundle {
                 .iter()
                 .map(|share| (share.source.clone(), share.read_only))
                 .collect(),
+            disks: Vec::new(),
             uplink: None,
             ports: Vec::new(),
             taps,
+            // The shim is in both already.
+            netns: None,
+            limits: None,
             run,
         }
     }

@@ -16,9 +16,9 @@ use super::cli::Global;
 use super::create::CreateError;
 use super::exec::ExecError;
 use super::hooks::{self, HookError};
-use super::network::{self, Network, NetworkError};
 use super::store::{Container, Record, Status, StoreError};
 use crate::cli::signal as parse_signal;
+use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{container as of_container, process as of_process, signal};
 use crate::state::{self, StateError, new_id};
 
@@ -70,7 +70,7 @@ pub(super) enum Error {
     },
     /// The network.
     #[error(transparent)]
-    Network(#[from] NetworkError),
+    Network(#[from] MirrorError),
     /// The host's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -260,7 +260,7 @@ fn warn(done: Result<(), HookError>) {
 fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
     let netns = container.netns();
     // On a thread of its own, as it stays in the namespace.
-    let scan = || network::enter_path(&netns).and_then(|()| Network::scan());
+    let scan = || mirror::enter_path(&netns).and_then(|()| Mirror::scan());
     let now = thread::scope(|scope| scope.spawn(scan).join());
     let now = match now {
         Ok(now) => now?,

@@ -18,9 +18,9 @@ use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::control;
 use super::hooks::{self, HookError};
-use super::network::Network;
 use super::store::{Alive, Container, Record, Status, StoreError};
 use crate::cli::{Raw, Signals};
+use crate::mirror::Mirror;
 use crate::shim::wire::{read_line, write_line};
 use crate::shim::{signal, size};
 use crate::state::{Now, save};
@@ -85,7 +85,7 @@ pub(super) enum Word {
     /// From who started it: what had to be done in its namespaces is done.
     Go,
     /// The process is made, and waits or runs. The guest has this network.
-    Ready(Network),
+    Ready(Mirror),
     /// There is none, and why.
     Failed(String),
 }
@@ -218,7 +218,7 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
             run,
             cgroup: None,
             memory: memory.0,
-            network: Network::default(),
+            network: Mirror::default(),
         },
     };
     match fill(global, &mut container, &bundle, args, alive) {
@@ -357,13 +357,13 @@ impl Shim {
     }
 
     /// Lets it go on, and waits until its process is made.
-    fn go(&mut self) -> Result<Network, CreateError> {
+    fn go(&mut self) -> Result<Mirror, CreateError> {
         say(&self.control, &Word::Go).map_err(CreateError::Start)?;
         self.ready()
     }
 
     /// Waits until its process is made.
-    pub(super) fn ready(&mut self) -> Result<Network, CreateError> {
+    pub(super) fn ready(&mut self) -> Result<Mirror, CreateError> {
         match self.hear()? {
             Word::Ready(network) => Ok(network),
             other => Err(CreateError::Word(other)),

@@ -13,7 +13,6 @@ mod control;
 mod create;
 mod exec;
 mod hooks;
-mod network;
 mod report;
 mod rootfs;
 mod shim;

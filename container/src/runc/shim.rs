@@ -18,11 +18,11 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use super::bundle::{Bundle, BundleError};
 use super::create::{Word, hear, say};
 use super::hooks::{self, HookError};
-use super::network::{self, Network, NetworkError};
 use super::store::Container;
 use super::terminal::{Terminal, TerminalError, size_of};
 use super::{control, view};
 use crate::cli::Signals;
+use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{Guest, Plan, Session, SessionError, Streams, process, signal, size};
 use crate::state::{self, StateError, new_id};
 
@@ -53,7 +53,7 @@ enum ShimError {
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
-    Network(#[from] NetworkError),
+    Network(#[from] MirrorError),
     #[error("cannot {action}")]
     Io {
         action: &'static str,
@@ -150,7 +150,7 @@ fn lost(error: &io::Error) -> ExitCode {
 /// What has begun: the thread that knows its end, and the guest's network.
 struct Begun {
     work: JoinHandle<i32>,
-    network: Network,
+    network: Mirror,
 }
 
 /// Says how the beginning went, and stays to the end.
@@ -184,7 +184,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         return Err(BundleError::Missing("process").into());
     };
     let (host, window) = host_ends(Some(&wanted), args.console_socket.as_deref())?;
-    network::enter(&bundle.netns)?;
+    mirror::enter(bundle.netns.path())?;
     let go = say(control, &Word::Entered).and_then(|()| hear(control));
     go.map_err(io("hear from who makes the container"))?;
     let container = find()?;
@@ -194,7 +194,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         &container.state(),
         &bundle.dir,
     )?;
-    let network = Network::scan()?;
+    let network = Mirror::scan()?;
     let guest = guest(&bundle, &container, window, &network)?;
     let machine = bundle.machine(container.record.run.clone(), network.taps());
     let (ready, is_ready) = channel();
@@ -221,7 +221,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
 }
 
 /// Boots the VM, with the container in it, and joins it with its network.
-fn boot(plan: Plan, network: &Network) -> Result<(Arc<Session>, Streams), ShimError> {
+fn boot(plan: Plan, network: &Mirror) -> Result<(Arc<Session>, Streams), ShimError> {
     let (session, streams) = Session::boot(plan)?;
     network.join()?;
     Ok((Arc::new(session), streams))
@@ -253,7 +253,7 @@ fn guest(
     bundle: &Bundle,
     container: &Container,
     window: Option<(u16, u16)>,
-    network: &Network,
+    network: &Mirror,
 ) -> Result<Guest, ShimError> {
     let spec = serde_json::to_vec(&bundle.spec).map_err(|error| io("write JSON")(error.into()))?;
     let mut network = network.request();
@@ -319,7 +319,7 @@ fn begin_exec(args: &ExecArgs) -> Result<Begun, ShimError> {
     );
     Ok(Begun {
         work: thread::spawn(move || end_of(&agent, waiting, outputs)),
-        network: Network::default(),
+        network: Mirror::default(),
     })
 }
 

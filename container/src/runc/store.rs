@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::network::Network;
+use crate::mirror::Mirror;
 use crate::state::{self, StateError as FileError};
 
 /// Why a container cannot be had.
@@ -87,7 +87,7 @@ pub(super) struct Record {
     /// Bytes that the VM has for it.
     pub memory: u64,
     /// What the guest has been told of its network.
-    pub network: Network,
+    pub network: Mirror,
 }
 
 /// All containers of a `--root`.
@@ -330,7 +330,7 @@ mod tests {
                 run,
                 cgroup: None,
                 memory: 1,
-                network: Network::default(),
+                network: Mirror::default(),
             },
         };
         container.save().unwrap();

@@ -2,6 +2,7 @@
 //! container's streams, keeps its state, and answers at a socket. No daemon is needed: whoever wants
 //! something of a container asks its shim, or the agent in its VM.
 
+mod health;
 mod monitor;
 mod output;
 mod process;
@@ -26,7 +27,11 @@ pub use session::{
     Guest, Plan, Session, SessionError, Streams, container, exec, process, signal, size,
 };
 
+use cofferdam::config::LogConfig;
+use cofferdam::telemetry;
+
 use crate::create::{self, CreateError};
+use crate::networks::{Link, LinkError};
 use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
 use output::Output;
 use session::End;
@@ -50,6 +55,9 @@ pub enum ShimError {
     /// What the container is made of.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// Its network.
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// The container does not run.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -107,6 +115,8 @@ struct Life {
 pub fn main(id: &str, visit: bool) -> ExitCode {
     // No terminal's signals any more. It fails for who leads a session already.
     let _ = rustix::process::setsid();
+    // To shim.log. Without it there is nothing that anybody would miss.
+    let _ = telemetry::init(&LogConfig::default());
     let done = match visit {
         true => visit::run(id),
         false => run(id),
@@ -282,6 +292,7 @@ impl Shim {
     fn ended(&self, end: &End) {
         self.change(|life| {
             life.state.pid = 0;
+            life.state.attached = None;
             life.state.exit_code = end.code;
             life.state.oom_killed = end.oom;
             life.state.error = end.error.clone().unwrap_or_default();
@@ -293,14 +304,21 @@ impl Shim {
     }
 
     fn live_once(&self) -> Result<End, ShimError> {
-        let (plan, ports) = create::plan(&self.container)?;
+        let (mut plan, ports) = create::plan(&self.container)?;
+        // Held for as long as it lives.
+        let link = Link::connect(&self.container, &mut plan, &ports)?;
         let is_temporary = self.container.record.options.rm;
         let (session, streams) = Session::boot(plan)?;
+        if let Some(link) = &link {
+            link.join()?;
+        }
         let session = Arc::new(session);
         self.change(|life| {
             life.session = Some(Arc::clone(&session));
             life.stdin = streams.stdin.map(Arc::new);
             life.state.ports = ports;
+            life.state.attached = link.as_ref().map(|link| link.attached.clone());
+            life.state.cgroup = session.cgroup().map(Into::into);
         });
         if let Some(failure) = self
             .wait_until(|l| l.wanted || l.failure.is_some())
@@ -338,9 +356,17 @@ impl Shim {
                 life.state.status = Status::Running;
                 life.state.pid = session.pid();
                 life.state.started = Some(Now::text());
+                let health = self.container.record.health.as_ref();
+                life.state.health = health.map(|_| health::starting());
             });
             Events::write(&self.container.record, "start", None);
+            // While this is held, the container is asked whether it is well.
+            let (running, over) = channel::<()>();
+            if let (Some(health), Some(agent)) = (&self.container.record.health, session.agent()) {
+                scope.spawn(move || self.watch_health(agent, health, &over));
+            }
             let end = session.wait();
+            drop(running);
             let _: Result<(), _> = all_done.recv_timeout(LAST);
             session.end(!is_temporary);
             Ok(end)

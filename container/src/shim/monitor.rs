@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam::companion::{self, CompanionError};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::set_parent_process_death_signal;
@@ -42,6 +44,15 @@ pub enum MonitorError {
     },
 }
 
+/// Where a monitor is, if not where who starts it is.
+#[derive(Debug, Default)]
+pub struct Place<'a> {
+    /// Of a cgroup, by which it is joined: `cgroup.procs`.
+    pub cgroup: Option<&'a File>,
+    /// A network namespace.
+    pub netns: Option<File>,
+}
+
 /// A running monitor. Dropped, it is killed. It never outlives the thread that started it.
 #[derive(Debug)]
 pub struct Monitor {
@@ -63,8 +74,9 @@ impl End {
 }
 
 impl Monitor {
-    /// Starts it with a configuration; what it says goes to the file `log`.
-    pub fn start(config: &Path, log: &Path) -> Result<Self, MonitorError> {
+    /// Starts it with a configuration; what it says goes to the file `log`. With all that it will
+    /// start it is in `place`.
+    pub fn start(config: &Path, log: &Path, place: &Place) -> Result<Self, MonitorError> {
         let program = companion::find(PROGRAM)?;
         let start = |source| MonitorError::Start {
             program: program.clone(),
@@ -78,14 +90,22 @@ impl Monitor {
             .stdout(Stdio::null())
             .stderr(stderr);
         let parent = rustix::process::getpid();
-        // SAFETY: between fork and exec the closure makes two system calls and nothing else: it
-        // takes no lock and allocates nothing.
+        let cgroup = place.cgroup.map(AsRawFd::as_raw_fd);
+        let netns = place.netns.as_ref().map(AsRawFd::as_raw_fd);
+        // SAFETY: between fork and exec the closure makes four system calls and nothing else: it
+        // takes no lock and allocates nothing. The descriptors are open: their files are borrowed.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
                 // The parent may have died before the wish was heard.
                 if rustix::process::getppid() != Some(parent) {
                     return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                if let Some(cgroup) = cgroup {
+                    rustix::io::write(BorrowedFd::borrow_raw(cgroup), b"0")?;
+                }
+                if let Some(netns) = netns {
+                    setns(BorrowedFd::borrow_raw(netns), CloneFlags::CLONE_NEWNET)?;
                 }
                 Ok(())
             });

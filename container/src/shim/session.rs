@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,10 @@ use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
 
-use super::monitor::{Monitor, MonitorError};
+use super::monitor::{Monitor, MonitorError, Place};
 use super::process::{Bundle, Process, ProcessError};
 use super::wire::Failure;
+use crate::limits::HostCgroup;
 use crate::vm::{Machine, VmError};
 
 /// How long a guest may take to boot; far more than it needs, as hosts may be slow.
@@ -36,6 +37,13 @@ pub enum SessionError {
     /// The agent refuses, or is gone.
     #[error(transparent)]
     Agent(#[from] ClientError),
+    /// Where its interfaces are.
+    #[error("cannot open the container's network namespace")]
+    Netns {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A file of the container's.
     #[error("cannot write {path}")]
     File {
@@ -172,6 +180,22 @@ impl Session {
         }
     }
 
+    /// The cgroup of the host's that limits it, of one in a VM.
+    pub fn cgroup(&self) -> Option<&Path> {
+        match self {
+            Self::Vm(vm) => Some(vm.cgroup.as_ref()?.path()),
+            Self::Process(_) => None,
+        }
+    }
+
+    /// The agent, of one in a VM.
+    pub fn agent(&self) -> Option<&Arc<Client>> {
+        match self {
+            Self::Vm(vm) => Some(&vm.agent),
+            Self::Process(_) => None,
+        }
+    }
+
     /// Takes away what is left of it. `keep`: what it wrote is wanted.
     pub fn end(&self, keep: bool) {
         match self {
@@ -195,6 +219,8 @@ pub struct Vm {
     monitor: Monitor,
     agent: Arc<Client>,
     id: String,
+    /// Dropped behind the monitor, which is in it.
+    cgroup: Option<HostCgroup>,
 }
 
 /// The streams of a process, those that are connected.
@@ -258,7 +284,23 @@ impl Vm {
         })?;
         // Of a VM before.
         let _ = fs::remove_file(&vsock);
-        let monitor = Monitor::start(&path, &machine.run.join("monitor.log"))?;
+        let limits = machine.limits.as_ref();
+        let cgroup = limits.and_then(|limits| match HostCgroup::make(limits) {
+            Ok(cgroup) => Some(cgroup),
+            Err(error) => {
+                log::warn!(
+                    "the host does not limit the VM: {}",
+                    crate::describe(&error)
+                );
+                None
+            }
+        });
+        let netns = machine.netns.as_ref().map(File::open).transpose();
+        let place = Place {
+            cgroup: cgroup.as_ref().map(|cgroup| &cgroup.joins),
+            netns: netns.map_err(|source| SessionError::Netns { source })?,
+        };
+        let monitor = Monitor::start(&path, &machine.run.join("monitor.log"), &place)?;
         let deadline = Instant::now() + BOOT;
         let alive = || monitor.status().is_none();
         let agent = Client::connect_until(&vsock, deadline, alive);
@@ -282,7 +324,13 @@ impl Vm {
         agent.create(request)?;
         let streams = Streams::connect(&agent, &guest.streams)?;
         let id = guest.id;
-        Ok((Self { monitor, agent, id }, streams))
+        let vm = Self {
+            monitor,
+            agent,
+            id,
+            cgroup,
+        };
+        Ok((vm, streams))
     }
 
     /// The monitor's process.

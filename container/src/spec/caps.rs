@@ -102,6 +102,14 @@ pub(super) fn process(set: Capabilities, is_root: bool) -> LinuxCapabilities {
     capabilities
 }
 
+/// The names of those that a process may have at most: `CAP_…`.
+pub(super) fn names(process: &oci_spec::runtime::Process) -> Vec<String> {
+    let capabilities = process.capabilities().as_ref();
+    let set = capabilities.and_then(|all| all.bounding().as_ref());
+    let name = |one: &Capability| Some(serde_json::to_value(one).ok()?.as_str()?.to_owned());
+    set.into_iter().flatten().filter_map(name).collect()
+}
+
 fn parse(name: &str) -> Result<Capability, SpecError> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("CAP_") {
@@ -135,5 +143,8 @@ mod tests {
         let most = set(&["all"], &["SYS_ADMIN"]);
         assert!(most.len() == 40 && !most.contains(&Capability::SysAdmin));
         assert!(of(&names(&["sys_magic"]), &[]).is_err());
+        let mut own = oci_spec::runtime::Process::default();
+        own.set_capabilities(Some(process(set(&["CHOWN"], &["ALL"]), true)));
+        assert_eq!(super::names(&own), ["CAP_CHOWN"]);
     }
 }

@@ -2,6 +2,7 @@
 //! specification (config.json), as Docker would make it.
 
 mod caps;
+mod seccomp;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,15 @@ pub enum SpecError {
     /// An option that cannot be.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A profile of system calls that is none.
+    #[error("the seccomp profile {path}")]
+    Profile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: std::io::Error,
+    },
     /// A part of the specification that cannot be.
     #[error("the configuration cannot be made")]
     Oci(#[from] oci_spec::OciSpecError),
@@ -76,9 +86,15 @@ pub fn build(
     let mut spec = Spec::default();
     spec.set_root(Some(root));
     spec.set_hostname(Some(hostname(id, options)));
-    spec.set_process(Some(process(id, options, config)?));
+    spec.set_domainname(options.domainname.clone());
+    let process = process(id, options, config)?;
+    let mut linux = linux(id, options)?;
+    if let Some(path) = options.security()?.seccomp {
+        linux.set_seccomp(Some(seccomp::load(&path, &caps::names(&process))?));
+    }
+    spec.set_process(Some(process));
     spec.set_mounts(Some(mounts(options, binds)));
-    spec.set_linux(Some(linux(id, options)?));
+    spec.set_linux(Some(linux));
     let labels: HashMap<String, String> = labels(options, image).into_iter().collect();
     spec.set_annotations(Some(labels));
     Ok(spec)
@@ -127,7 +143,10 @@ fn process(id: &str, options: &Options, image: &Config) -> Result<Process, SpecE
         return Err(SpecError::Workdir(cwd.to_owned()));
     }
     let of_image = image.user().as_deref().filter(|user| !user.is_empty());
-    let user = user(options.user.as_deref().or(of_image).unwrap_or("0"));
+    let mut user = user(options.user.as_deref().or(of_image).unwrap_or("0"));
+    if !options.group_add.is_empty() {
+        user.set_additional_gids(Some(options.group_add.clone()));
+    }
     let capabilities = if options.privileged {
         caps::all()
     } else {

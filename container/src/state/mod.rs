@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 pub use events::{Event, Events};
 pub use names::{is_name, new_id, new_name};
-pub use record::{Now, Record, Share, State, Status, timestamp};
+pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
 
 use crate::paths;
 
@@ -314,7 +314,8 @@ impl Container {
     }
 }
 
-fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
+/// Takes a lock, which is a file.
+pub(crate) fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
     let lock = File::options().create(true).append(true).open(path);
     let lock = lock.map_err(file("cannot open", path))?;
     let how = if wait {

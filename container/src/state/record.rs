@@ -1,5 +1,6 @@
 //! What is kept about a container.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use oci_spec::image::ImageConfiguration;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::options::{Options, Port};
+use crate::options::{Health, Options, Port};
 
 /// What was asked for. It never changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Record {
     pub layers: Vec<PathBuf>,
     /// What is mounted from the host, in the order of the options' mounts from outside.
     pub shares: Vec<Share>,
+    /// How it is asked whether it is well.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 /// A directory or file of the host that is mounted in the container.
@@ -80,6 +84,47 @@ impl Status {
     }
 }
 
+/// Whether a container is well, as far as its health command says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Wellness {
+    /// `starting`, `healthy` or `unhealthy`.
+    pub status: String,
+    /// Failures in a row.
+    pub failing_streak: u32,
+    /// The last five answers.
+    pub log: Vec<Probe>,
+}
+
+/// An answer of a health command's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Probe {
+    /// When it was asked (RFC 3339).
+    pub start: String,
+    /// When it had answered.
+    pub end: String,
+    /// How it ended; -1: not, or not in time.
+    pub exit_code: i32,
+    /// What it printed, 4 KiB at most.
+    pub output: String,
+}
+
+/// What a container has on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The network's name.
+    pub network: String,
+    /// The container's address.
+    pub address: Ipv4Addr,
+    /// How many of its bits are the network's.
+    pub prefix: u8,
+    /// The host's address.
+    pub gateway: Ipv4Addr,
+    /// The interface's.
+    pub mac: String,
+}
+
 /// What changes about a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -102,8 +147,12 @@ pub struct State {
     pub finished: Option<String>,
     /// How often it was started again by itself.
     pub restarts: u32,
-    /// What its health command says: starting, healthy, unhealthy; nothing without one.
-    pub health: Option<String>,
+    /// What its health command says; nothing without one.
+    pub health: Option<Wellness>,
+    /// The cgroup of the host's that limits its VM; none if the host lets us make none.
+    pub cgroup: Option<PathBuf>,
+    /// What it has on a network of ours, while it runs.
+    pub attached: Option<Attached>,
     /// The ports that are published, with those of the host that were chosen.
     pub ports: Vec<Port>,
 }

@@ -30,6 +30,7 @@ fn record(id: &str, name: &str) -> Record {
         image_config: Default::default(),
         layers: Vec::new(),
         shares: Vec::new(),
+        health: None,
     }
 }
 

@@ -134,6 +134,7 @@ fn document(container: &Container, state: &State) -> Value {
             "Error": state.error,
             "StartedAt": state.started.as_deref().unwrap_or("0001-01-01T00:00:00Z"),
             "FinishedAt": state.finished.as_deref().unwrap_or("0001-01-01T00:00:00Z"),
+            "Health": state.health,
         },
         "Image": record.image,
         "LogPath": container.log(),
@@ -155,13 +156,20 @@ fn document(container: &Container, state: &State) -> Value {
             "Labels": create::labels(record),
             "StopSignal": options.stop_signal,
             "StopTimeout": options.stop_timeout,
+            "Healthcheck": record.health.as_ref().map(|health| json!({
+                "Test": health.command,
+                "Interval": nanoseconds(health.interval),
+                "Timeout": nanoseconds(health.timeout),
+                "StartPeriod": nanoseconds(health.start_period),
+                "Retries": health.retries,
+            })),
         },
         "HostConfig": {
             "AutoRemove": options.rm,
             "Isolation": options.isolation,
             "Memory": options.memory.map_or(0, |bytes| bytes.0),
             "NanoCpus": options.cpus.map_or(0.0, |cpus| (cpus * 1e9).round()),
-            "NetworkMode": options.network.map_or("default".into(), |n| n.to_string()),
+            "NetworkMode": options.network.as_ref().map_or("default".into(), |n| n.to_string()),
             "PidsLimit": options.pids_limit,
             "Privileged": options.privileged,
             "ReadonlyRootfs": options.read_only,
@@ -170,15 +178,29 @@ fn document(container: &Container, state: &State) -> Value {
             "CapDrop": options.cap_drop,
             "SecurityOpt": options.security_opt,
         },
-        "NetworkSettings": { "Ports": ports(state) },
+        "NetworkSettings": {
+            "Ports": ports(state),
+            "IPAddress": state.attached.as_ref().map(|one| one.address.to_string()).unwrap_or_default(),
+            "Networks": state.attached.as_ref().map(|one| json!({ &one.network: {
+                "IPAddress": one.address,
+                "IPPrefixLen": one.prefix,
+                "Gateway": one.gateway,
+                "MacAddress": one.mac,
+            }})),
+        },
         "Cofferdam": {
             "Layers": record.layers,
             "Kernel": options.kernel,
             "Shim": state.shim,
+            "Cgroup": state.cgroup,
             "Directory": container.dir,
             "Runtime": container.run,
         },
     })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn mount(share: &crate::state::Share) -> Value {

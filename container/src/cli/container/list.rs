@@ -28,7 +28,7 @@ pub(in crate::cli) struct PsArgs {
     /// The youngest, whether it runs or not
     #[arg(short, long)]
     latest: bool,
-    /// Only those with: name=…, id=…, status=…, label=NAME[=VALUE], ancestor=IMAGE, exited=CODE
+    /// Only those with: name=…, id=…, status=…, label=NAME[=VALUE], ancestor=IMAGE, exited=CODE, health=STATUS
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// `json`, or a template such as '{{.ID}} {{.Names}}'
@@ -38,7 +38,9 @@ pub(in crate::cli) struct PsArgs {
 
 /// What stands in the way.
 #[derive(Debug, thiserror::Error)]
-#[error("the filter {0:?} is not there; there are name, id, status, label, ancestor and exited")]
+#[error(
+    "the filter {0:?} is not there; there are name, id, status, label, ancestor, exited and health"
+)]
 struct FilterError(String);
 
 pub(super) fn ps(args: &PsArgs) -> Outcome {
@@ -64,7 +66,7 @@ pub(super) fn ps(args: &PsArgs) -> Outcome {
         let (key, value) = filter.split_once('=').unwrap_or((filter, ""));
         if !matches!(
             key,
-            "name" | "id" | "status" | "label" | "ancestor" | "exited"
+            "name" | "id" | "status" | "label" | "ancestor" | "exited" | "health"
         ) {
             return Err(FilterError(key.to_owned()).into());
         }
@@ -110,6 +112,13 @@ fn passes(container: &Container, state: &State, key: &str, value: &str) -> bool 
         "id" => record.id.starts_with(value),
         "status" => state.status.name() == value,
         "ancestor" => record.options.image == value || record.image.contains(value),
+        "health" => {
+            state
+                .health
+                .as_ref()
+                .map_or("none", |health| &health.status)
+                == value
+        }
         "exited" => state.status == Status::Exited && value.parse() == Ok(state.exit_code),
         _ => {
             let (name, wanted) = value
@@ -151,7 +160,7 @@ fn row(container: &Container, state: &State, whole: bool) -> Value {
         "Ports": ports.join(", "),
         "Names": record.name,
         "Labels": labels.join(","),
-        "Networks": record.options.network.map_or("default".into(), |n| n.to_string()),
+        "Networks": record.options.network.as_ref().map_or("default".into(), |n| n.to_string()),
     })
 }
 
@@ -167,7 +176,10 @@ fn status(state: &State) -> String {
     let health = state
         .health
         .as_ref()
-        .map(|health| format!(" ({health})"))
+        .map(|health| match health.status.as_str() {
+            "starting" => " (health: starting)".to_owned(),
+            status => format!(" ({status})"),
+        })
         .unwrap_or_default();
     match state.status {
         Status::Created => "Created".into(),

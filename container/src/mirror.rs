@@ -1,6 +1,6 @@
-//! What an engine put into a container's network namespace, mirrored into the guest: each interface
-//! there is joined with a tap, so that what arrives at it goes to the guest's and back, and the guest
-//! is told its MAC, addresses, MTU and routes.
+//! What netavark or an engine put into a container's network namespace, mirrored into the guest: each
+//! interface there is joined with a tap, so that what arrives at it goes to the guest's and back, and the
+//! guest is told its MAC, addresses, MTU and routes.
 //!
 //! `ip` and `tc` (iproute2) do it, in the namespace that this process is in.
 
@@ -8,17 +8,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use cofferdam_agent_protocol::api;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 
-use super::bundle::Netns;
 use crate::vm::Tap;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NetworkError {
+pub enum MirrorError {
     /// The namespace.
     #[error("cannot enter the network namespace {0}")]
     Enter(PathBuf, #[source] io::Error),
@@ -61,7 +61,7 @@ pub(super) enum NetworkError {
 
 /// All that a guest has of a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Network {
+pub(crate) struct Mirror {
     interfaces: Vec<Interface>,
     routes: Vec<Route>,
 }
@@ -122,36 +122,54 @@ struct Line {
 /// How our taps are called; what else is called so is not mirrored.
 const TAP: &str = "cofferdam";
 
-/// Enters the namespace, or makes it. This thread and those that it starts from now on are in it.
-pub(super) fn enter(netns: &Netns) -> Result<(), NetworkError> {
+/// Enters the namespace at a path, or makes one. This thread and those that it starts from now on are
+/// in it.
+pub(crate) fn enter(netns: Option<&Path>) -> Result<(), MirrorError> {
     match netns {
-        Netns::Path(path) => enter_path(path),
-        Netns::New => {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Make(error.into()))?;
+        Some(path) => enter_path(path),
+        None => {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| MirrorError::Make(error.into()))?;
             run("ip", &["link", "set", "lo", "up"]).map(drop)
         }
     }
 }
 
 /// Enters the namespace at a path.
-pub(super) fn enter_path(path: &Path) -> Result<(), NetworkError> {
+pub(crate) fn enter_path(path: &Path) -> Result<(), MirrorError> {
     let enter = || Ok(setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?);
-    enter().map_err(|source| NetworkError::Enter(path.to_owned(), source))
+    enter().map_err(|source| MirrorError::Enter(path.to_owned(), source))
 }
 
-fn run(program: &'static str, args: &[&str]) -> Result<Vec<u8>, NetworkError> {
+/// Does something in the namespace at a path, on a thread that goes there.
+pub(crate) fn within<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, MirrorError> {
+    thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            enter_path(path)?;
+            Ok(work())
+        });
+        match there.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn run(program: &'static str, args: &[&str]) -> Result<Vec<u8>, MirrorError> {
     // Users and engines rarely have it in theirs.
     let paths = std::env::var("PATH").unwrap_or_default();
     let path = format!("{paths}:/usr/sbin:/usr/bin:/sbin:/bin");
     let output = Command::new(program).args(args).env("PATH", path).output();
-    let output = output.map_err(|source| NetworkError::Run { program, source })?;
+    let output = output.map_err(|source| MirrorError::Run { program, source })?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr)
         .trim()
         .replace('\n', "; ");
-    Err(NetworkError::Failed {
+    Err(MirrorError::Failed {
         command: command(program, args),
         said,
     })
@@ -161,20 +179,20 @@ fn command(program: &str, args: &[&str]) -> String {
     format!("{program} {}", args.join(" "))
 }
 
-fn ask<T: for<'a> Deserialize<'a>>(args: &[&str]) -> Result<Vec<T>, NetworkError> {
+fn ask<T: for<'a> Deserialize<'a>>(args: &[&str]) -> Result<Vec<T>, MirrorError> {
     let text = run("ip", args)?;
     if text.trim_ascii().is_empty() {
         return Ok(Vec::new());
     }
-    serde_json::from_slice(&text).map_err(|source| NetworkError::Answer {
+    serde_json::from_slice(&text).map_err(|source| MirrorError::Answer {
         command: command("ip", args),
         source,
     })
 }
 
-impl Network {
+impl Mirror {
     /// What there is in this namespace.
-    pub(super) fn scan() -> Result<Self, NetworkError> {
+    pub(crate) fn scan() -> Result<Self, MirrorError> {
         let links: Vec<Link> = ask(&["-json", "address", "show"])?;
         let mut lines: Vec<Line> = Vec::new();
         if links.iter().any(is_mirrored) {
@@ -204,7 +222,7 @@ impl Network {
     }
 
     /// A tap for each interface.
-    pub(super) fn taps(&self) -> Vec<Tap> {
+    pub(crate) fn taps(&self) -> Vec<Tap> {
         let tap = |(number, interface): (usize, &Interface)| Tap {
             name: format!("{TAP}{number}"),
             mac: interface.mac.clone(),
@@ -214,7 +232,7 @@ impl Network {
     }
 
     /// Joins interfaces and taps, which the monitor has made.
-    pub(super) fn join(&self) -> Result<(), NetworkError> {
+    pub(crate) fn join(&self) -> Result<(), MirrorError> {
         for (number, interface) in self.interfaces.iter().enumerate() {
             let (name, tap) = (interface.name.as_str(), format!("{TAP}{number}"));
             let mtu = interface.mtu.to_string();
@@ -226,16 +244,16 @@ impl Network {
     }
 
     /// What has changed since `before`: nothing, or what the guest is to be told.
-    pub(super) fn since(&self, before: &Self) -> Result<bool, NetworkError> {
+    pub(crate) fn since(&self, before: &Self) -> Result<bool, MirrorError> {
         let knows = |one: &Interface| before.interfaces.iter().any(|other| other.mac == one.mac);
         match self.interfaces.iter().find(|one| !knows(one)) {
-            Some(late) => Err(NetworkError::Late(late.name.clone())),
+            Some(late) => Err(MirrorError::Late(late.name.clone())),
             None => Ok(self != before),
         }
     }
 
     /// As the agent is told.
-    pub(super) fn request(&self) -> api::NetworkRequest {
+    pub(crate) fn request(&self) -> api::NetworkRequest {
         let mut request = api::NetworkRequest::new();
         for one in &self.interfaces {
             let mut interface = api::Interface::new();
@@ -296,7 +314,7 @@ fn route(line: Line) -> Route {
 }
 
 /// Lets all that arrives at one interface leave at the other.
-fn redirect(from: &str, to: &str) -> Result<(), NetworkError> {
+fn redirect(from: &str, to: &str) -> Result<(), MirrorError> {
     run("tc", &["qdisc", "add", "dev", from, "ingress"])?;
     let filter = [
         "filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "matchall", "action",
@@ -309,7 +327,7 @@ fn redirect(from: &str, to: &str) -> Result<(), NetworkError> {
 mod tests {
     use super::*;
 
-    fn example() -> Network {
+    fn example() -> Mirror {
         let links = serde_json::json!([
             {"ifname": "lo", "link_type": "loopback", "mtu": 65536, "addr_info": []},
             {"ifname": "eth0", "link_type": "ether", "address": "ca:fe:00:00:00:01", "mtu": 1450,
@@ -325,7 +343,7 @@ mod tests {
             {"type": "unreachable", "dst": "10.9.0.0/16", "dev": "eth0"},
         ]);
         let parse = |value| serde_json::from_value(value).unwrap();
-        Network::of(parse(links), serde_json::from_value(lines).unwrap())
+        Mirror::of(parse(links), serde_json::from_value(lines).unwrap())
     }
 
     /// If it fails, a guest has other addresses or routes than its engine gave it.
@@ -358,7 +376,7 @@ mod tests {
         let mut before = network.clone();
         before.routes.clear();
         assert!(network.since(&before).unwrap());
-        let error = network.since(&Network::default()).unwrap_err().to_string();
+        let error = network.since(&Mirror::default()).unwrap_err().to_string();
         assert!(error.contains("eth0"), "{error}");
     }
 }
