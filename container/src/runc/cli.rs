@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::report::Report;
 use super::store::Store;
-use super::{control, create, exec, shim};
+use super::{control, create, exec, look, shim};
 
 /// What the program is called when it is the runtime.
 pub const NAME: &str = "cofferdam-runc";
@@ -85,9 +85,9 @@ enum Command {
     /// Run one more process in a container
     Exec(exec::Args),
     /// Show the processes of a container
-    Ps(control::PsArgs),
+    Ps(look::PsArgs),
     /// Show all containers
-    List(control::ListArgs),
+    List(look::ListArgs),
     /// Freeze a container
     Pause(control::Id),
     /// Thaw it
@@ -95,11 +95,11 @@ enum Command {
     /// Set a container's limits
     Update(control::UpdateArgs),
     /// Print what happens to a container, and what it uses
-    Events(control::EventsArgs),
+    Events(look::EventsArgs),
     /// Print what this runtime can do
     Features,
     /// Write a config.json to begin with
-    Spec(control::SpecArgs),
+    Spec(look::SpecArgs),
     /// The process that stands for a container
     #[command(hide = true)]
     Shim(shim::Args),
@@ -145,14 +145,14 @@ pub(super) fn main(args: Vec<OsString>) -> ExitCode {
         Command::State(id) => done(control::state(&global, &id)),
         Command::Kill(args) => done(control::kill(&global, &args)),
         Command::Delete(args) => done(control::delete(&global, &args)),
-        Command::Ps(args) => done(control::ps(&global, &args)),
-        Command::List(args) => done(control::list(&global, &args)),
+        Command::Ps(args) => done(look::ps(&global, &args)),
+        Command::List(args) => done(look::list(&global, &args)),
         Command::Pause(id) => done(control::pause(&global, &id, true)),
         Command::Resume(id) => done(control::pause(&global, &id, false)),
         Command::Update(args) => done(control::update(&global, &args)),
-        Command::Events(args) => done(control::events(&global, &args)),
-        Command::Features => done(control::features()),
-        Command::Spec(args) => done(control::spec(&args)),
+        Command::Events(args) => done(look::events(&global, &args)),
+        Command::Features => done(look::features()),
+        Command::Spec(args) => done(look::spec(&args)),
     };
     result.unwrap_or_else(|error| {
         global.report().error(&crate::describe(&error));

@@ -16,6 +16,7 @@ use super::cli::Global;
 use super::create::CreateError;
 use super::exec::ExecError;
 use super::hooks::{self, HookError};
+use super::look;
 use super::store::{Container, Record, Status, StoreError};
 use crate::cli::signal as parse_signal;
 use crate::mirror::{self, Mirror, MirrorError};
@@ -88,7 +89,7 @@ pub(super) enum Error {
     },
 }
 
-fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let action = action.into();
     move |source| Error::Io { action, source }
 }
@@ -125,34 +126,6 @@ pub(super) struct DeleteArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct PsArgs {
-    /// json: numbers on the host, which are those of the processes that stand for the guest's
-    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
-    format: String,
-    /// The container's ID
-    #[arg(value_name = "ID")]
-    id: String,
-    /// Taken for runc's sake
-    #[arg(
-        value_name = "OPTION",
-        allow_hyphen_values = true,
-        trailing_var_arg = true,
-        hide = true
-    )]
-    options: Vec<String>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct ListArgs {
-    /// table or json
-    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
-    format: String,
-    /// IDs alone
-    #[arg(short, long)]
-    quiet: bool,
-}
-
-#[derive(Debug, clap::Args)]
 pub(super) struct UpdateArgs {
     /// A file with linux.resources of the specification; - is standard input
     #[arg(short, long, value_name = "FILE")]
@@ -181,26 +154,6 @@ pub(super) struct UpdateArgs {
     /// The container's ID
     #[arg(value_name = "ID")]
     id: String,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct EventsArgs {
-    /// Seconds between figures, as 5s
-    #[arg(long, value_name = "SECONDS", default_value = "5s")]
-    interval: String,
-    /// Print the figures once
-    #[arg(long)]
-    stats: bool,
-    /// The container's ID
-    #[arg(value_name = "ID")]
-    id: String,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct SpecArgs {
-    /// The directory that it goes to
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
 }
 
 /// What is written down in a container's directory.
@@ -313,7 +266,7 @@ fn start_hooks(container: &Container, agent: &Client) -> Result<(), Error> {
 
 pub(super) fn state(global: &Global, id: &Id) -> Result<(), Error> {
     let state = find(global, &id.id)?.state();
-    print(&format!("{state:#}\n"))
+    look::print(&format!("{state:#}\n"))
 }
 
 pub(super) fn kill(global: &Global, args: &KillArgs) -> Result<(), Error> {
@@ -449,58 +402,6 @@ pub(super) fn pause(global: &Global, id: &Id, pause: bool) -> Result<(), Error> 
     Ok(container.save()?)
 }
 
-pub(super) fn ps(global: &Global, args: &PsArgs) -> Result<(), Error> {
-    let container = running(global, &args.id)?;
-    if args.format == "json" {
-        return print(&format!("{}\n", json!([container.record.pid])));
-    }
-    let all = agent(&container)?.pids(of_container(&container.record.id))?;
-    let mut text = String::from("UID        PID  PPID S     TIME CMD\n");
-    for process in all.processes {
-        let seconds = process.cpu_us / 1_000_000;
-        text.push_str(&format!(
-            "{:<8} {:>5} {:>5} {} {:02}:{:02}:{:02} {}\n",
-            process.uid,
-            process.pid,
-            process.ppid,
-            process.state,
-            seconds / 3600,
-            seconds / 60 % 60,
-            seconds % 60,
-            process.command.join(" ")
-        ));
-    }
-    print(&text)
-}
-
-pub(super) fn list(global: &Global, args: &ListArgs) -> Result<(), Error> {
-    let all = global.store().list()?;
-    if args.quiet {
-        let ids: Vec<String> = all.iter().map(|c| format!("{}\n", c.record.id)).collect();
-        return print(&ids.concat());
-    }
-    if args.format == "json" {
-        let states: Vec<Value> = all.iter().map(Container::state).collect();
-        return print(&format!("{}\n", json!(states)));
-    }
-    let mut text = format!(
-        "{:<24} {:<8} {:<10} {:<40} {}\n",
-        "ID", "PID", "STATUS", "BUNDLE", "CREATED"
-    );
-    for container in all {
-        let state = container.state();
-        text.push_str(&format!(
-            "{:<24} {:<8} {:<10} {:<40} {}\n",
-            container.record.id,
-            state["pid"],
-            container.status().name(),
-            container.record.bundle.display(),
-            container.record.created
-        ));
-    }
-    print(&text)
-}
-
 pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
     let container = running(global, &args.id)?;
     let mut resources = match &args.resources {
@@ -562,134 +463,4 @@ fn read_json(path: &Path) -> Result<Value, Error> {
     };
     let parsed = read.and_then(|()| Ok(serde_json::from_slice(&text)?));
     parsed.map_err(io_error(format!("cannot read {}", path.display())))
-}
-
-pub(super) fn events(global: &Global, args: &EventsArgs) -> Result<(), Error> {
-    let container = running(global, &args.id)?;
-    let seconds = args.interval.trim_end_matches('s').parse::<u64>();
-    let seconds = seconds.ok().filter(|seconds| *seconds > 0);
-    let interval = seconds.map(Duration::from_secs);
-    let interval = interval.ok_or_else(|| {
-        Error::Argument(format!(
-            "--interval {}: seconds are expected, as 5s",
-            args.interval
-        ))
-    })?;
-    let agent = agent(&container)?;
-    let id = container.record.id.clone();
-    let figures = || -> Result<String, Error> {
-        let stats = agent.stats(of_container(&id))?;
-        Ok(format!("{}\n", figures_of(&id, &stats)))
-    };
-    if args.stats {
-        return print(&figures()?);
-    }
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut last = api::NextEventRequest::new();
-            while let Ok(event) = agent.next_event(last.clone()) {
-                last.after = event.sequence;
-                if event.has_oom() {
-                    let _ = print(&format!("{}\n", json!({"type": "oom", "id": event.id})));
-                }
-            }
-        });
-        // Until the container is gone.
-        while container.status() != Status::Stopped {
-            print(&figures()?)?;
-            let until = Instant::now() + interval;
-            while Instant::now() < until && container.status() != Status::Stopped {
-                thread::sleep(Duration::from_millis(50));
-            }
-        }
-        Ok(())
-    })
-}
-
-/// What a container uses, as runc prints it.
-fn figures_of(id: &str, stats: &api::StatsResponse) -> Value {
-    let cpu = |key: &str| stats.cpu_stat.get(key).copied().unwrap_or(0);
-    let nanoseconds = |key: &str| cpu(key).saturating_mul(1000);
-    let events = |key: &str| stats.memory_events.get(key).copied().unwrap_or(0);
-    json!({"type": "stats", "id": id, "data": {
-        "cpu": {
-            "usage": {
-                "total": nanoseconds("usage_usec"),
-                "kernel": nanoseconds("system_usec"),
-                "user": nanoseconds("user_usec"),
-            },
-            "throttling": {
-                "periods": cpu("nr_periods"),
-                "throttledPeriods": cpu("nr_throttled"),
-                "throttledTime": nanoseconds("throttled_usec"),
-            },
-        },
-        "memory": {
-            "usage": {
-                "limit": stats.memory_limit,
-                "usage": stats.memory,
-                "max": stats.memory_peak,
-                "failcnt": events("max"),
-            },
-            "swap": {"limit": stats.swap_limit, "usage": stats.swap},
-            "raw": stats.memory_stat,
-        },
-        "pids": {"current": stats.pids, "limit": stats.pids_limit},
-        "blkio": {
-            "ioServiceBytesRecursive": stats.io.iter().flat_map(|io| [
-                json!({"major": io.major, "minor": io.minor, "op": "Read", "value": io.read_bytes}),
-                json!({"major": io.major, "minor": io.minor, "op": "Write", "value": io.write_bytes}),
-            ]).collect::<Vec<_>>(),
-        },
-        "network_interfaces": stats.network.iter().map(|io| json!({
-            "Name": io.name, "RxBytes": io.rx_bytes, "RxPackets": io.rx_packets,
-            "RxErrors": io.rx_errors, "RxDropped": io.rx_dropped, "TxBytes": io.tx_bytes,
-            "TxPackets": io.tx_packets, "TxErrors": io.tx_errors, "TxDropped": io.tx_dropped,
-        })).collect::<Vec<_>>(),
-    }})
-}
-
-pub(super) fn features() -> Result<(), Error> {
-    let features = json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": oci_spec::runtime::VERSION,
-        "mountOptions": ["bind", "rbind", "ro", "rw", "rro", "nosuid", "suid", "nodev", "dev",
-            "noexec", "exec", "noatime", "relatime", "private", "rprivate", "slave", "rslave",
-            "shared", "rshared", "tmpcopyup"],
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
-            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false},
-            "seccomp": {"enabled": true, "archs": ["SCMP_ARCH_X86_64"]},
-            "apparmor": {"enabled": false},
-            "selinux": {"enabled": false},
-            "intelRdt": {"enabled": false},
-        },
-    });
-    print(&format!("{features:#}\n"))
-}
-
-pub(super) fn spec(args: &SpecArgs) -> Result<(), Error> {
-    let path = args.bundle.join("config.json");
-    let mut spec = Spec::default();
-    if let Some(process) = spec.process_mut() {
-        process.set_terminal(Some(true));
-        process.set_args(Some(vec!["sh".into()]));
-    }
-    let failed = || io_error(format!("cannot make {}", path.display()));
-    let mut text = serde_json::to_vec_pretty(&spec).map_err(|e| failed()(e.into()))?;
-    text.push(b'\n');
-    let file = std::fs::File::create_new(&path);
-    file.and_then(|mut file| file.write_all(&text))
-        .map_err(failed())
-}
-
-/// Prints what was asked for. A reader that closed the pipe has seen enough.
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(io_error("cannot print")(error))
-        }
-        _ => Ok(()),
-    }
 }

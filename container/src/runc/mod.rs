@@ -13,6 +13,7 @@ mod control;
 mod create;
 mod exec;
 mod hooks;
+mod look;
 mod report;
 mod rootfs;
 mod shim;
