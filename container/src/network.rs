@@ -91,7 +91,8 @@ fn default_route(table: &str) -> Option<(String, Ipv4Addr)> {
     best.map(|(_, name, gateway)| (name, gateway))
 }
 
-/// The text of the container's /etc/resolv.conf: the user's servers, or the host's.
+/// The text of the container's /etc/resolv.conf: the user's servers, or the host's. Never empty, as
+/// there is to be such a file also where the host has none.
 pub fn resolv_conf(options: &Options, host: &str, gateway: Option<Ipv4Addr>) -> String {
     let mut text = String::new();
     let line = |text: &mut String, words: &[&str]| {
@@ -124,7 +125,10 @@ pub fn resolv_conf(options: &Options, host: &str, gateway: Option<Ipv4Addr>) -> 
         [] => of_host("options ").for_each(|all| line(&mut text, &["options", all])),
         all => line(&mut text, &["options", &all.join(" ")]),
     }
-    text
+    match text.is_empty() {
+        true => "# The host has no name server.\n".into(),
+        false => text,
+    }
 }
 
 /// The text of the container's /etc/hosts.
@@ -218,6 +222,8 @@ mod tests {
             resolv_conf(&options, host, gateway),
             "nameserver 10.0.0.1\nnameserver 9.9.9.9\nsearch lan\noptions edns0\n"
         );
+        // Else the agent would be told of no such file, and the container could not be made.
+        assert!(resolv_conf(&options, "", gateway).starts_with('#'));
         options.dns = vec!["1.1.1.1".parse().unwrap()];
         options.dns_search = vec!["a".into(), "b".into()];
         assert_eq!(
