@@ -19,7 +19,7 @@ run: setup guest build ## Set up what is missing, build, boot the default guest,
 test: setup guest ## Unit tests, a short fuzz, and every test that boots something
 	@tests/run
 
-bench: setup guest build ## Measure boots beside QEMU microvm, check the budgets, draw the chart
+bench: setup guest build ## Measure boots beside QEMU microvm, containers beside runc, check the budgets
 	@resources/bench/run
 
 build: ## Build the release binaries

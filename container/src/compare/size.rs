@@ -98,7 +98,7 @@ pub fn sizes(measure: &Measure<'_>) -> Result<Cells, CompareError> {
         ("shim", mib(memory.shim)),
         ("monitor", of_vm(memory.monitor)),
         ("guest", of_vm(memory.guest)),
-        ("cgroup_kernel", cgroup_kernel(&first, is_vm)),
+        ("cgroup_kernel", cgroup_kernel(&first)),
         ("host_memory", Cell::number(host_memory / KIB_PER_MIB)),
         ("disk", Cell::number(disk(&first) as f64 / 1024.0)),
         ("wall", wall(&first, is_vm)),
@@ -219,16 +219,15 @@ fn family(root: u32) -> io::Result<Vec<u32>> {
     Ok(family)
 }
 
-/// What the host's kernel charges to a container's cgroup for itself.
-fn cgroup_kernel(container: &Started, is_vm: bool) -> Cell {
-    if is_vm {
-        return Cell::missing("a VM's monitor has no cgroup of its own yet");
-    }
+/// What the host's kernel charges for itself to the cgroup of a container's process, or of its VM's
+/// monitor.
+fn cgroup_kernel(container: &Started) -> Cell {
     let kernel = || -> io::Result<u64> {
         let state = container.0.state().map_err(io::Error::other)?;
         let text = fs::read_to_string(format!("/proc/{}/cgroup", state.pid))?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::"));
-        let path = path.unwrap_or("/").trim_start_matches('/');
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = path.filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| io::Error::other("it is in none of its own"))?;
         let file = Path::new("/sys/fs/cgroup").join(path).join("memory.stat");
         let stat = fs::read_to_string(file)?;
         let bytes = stat.lines().find_map(|line| line.strip_prefix("kernel "));

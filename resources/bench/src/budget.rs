@@ -1,5 +1,6 @@
 //! The promises that a release keeps, and whether this build does.
 
+use crate::containers;
 use crate::report::{Bound, Budget, Host, IoSet, Lab, Report, Row};
 use crate::rows::{ALL_ROW, DEFAULT_ROW, DEVICES_ROW, PEER_ROWS};
 
@@ -8,7 +9,11 @@ use crate::rows::{ALL_ROW, DEFAULT_ROW, DEVICES_ROW, PEER_ROWS};
 pub fn check(report: &Report) -> Vec<Budget> {
     let host = report.host.as_ref();
     let boots = report.lab.iter().flat_map(|lab| boots(lab, host));
-    boots.chain(report.io.iter().flat_map(io)).collect()
+    let containers = report.containers.iter().flat_map(containers::budget::check);
+    boots
+        .chain(containers)
+        .chain(report.io.iter().flat_map(io))
+        .collect()
 }
 
 /// What is promised of input and output.
@@ -134,7 +139,8 @@ fn boots(lab: &Lab, host: Option<&Host>) -> Vec<Budget> {
     ]
 }
 
-fn budget(
+/// A budget, and whether a value is in it: none is not.
+pub fn budget(
     name: &str,
     unit: &str,
     bound: Bound,

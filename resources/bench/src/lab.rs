@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 use serde::de::DeserializeOwned;
 
 use crate::io::Set;
-use crate::report::{IoSet, Lab};
+use crate::report::{Containers, IoSet, Lab};
 use crate::rows::Places;
 use crate::what::What;
 
@@ -19,6 +19,10 @@ const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 /// Our file-system process, which lies beside the monitor.
 const FSD: &str = "cofferdam-fsd";
+/// Container mode, which lies beside the monitor.
+const CONTAINER: &str = "cofferdam-container";
+/// What runs containers as processes, and what container mode makes disks with.
+const TOOLS: [&str; 3] = ["runc", "crun", "mkfs.ext4"];
 /// The peer's: where QEMU's package has it, and the package of that name.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 /// Seconds of wall time for one start: three times what it takes on two busy CPUs.
@@ -63,6 +67,8 @@ pub struct Setup {
     pub root: PathBuf,
     /// The initramfs of the guests that do input and output.
     pub io_initrd: PathBuf,
+    /// The initramfs of containers' VMs.
+    pub agent: PathBuf,
     /// For the lab's results, and raw traces if asked for.
     pub output: PathBuf,
     /// Runs of each kind.
@@ -80,6 +86,7 @@ pub fn places_inside() -> Places {
         kernel: inside("vmlinux"),
         initrd: inside("initrd.cpio"),
         root: inside("root.erofs"),
+        guest: inside("guest"),
         virtiofsd: inside("virtiofsd"),
         disk: "/tmp/disk.img".into(),
         pmem: "/tmp/pmem.img".into(),
@@ -90,6 +97,11 @@ impl Setup {
     /// Measures boots.
     pub fn boots(&self) -> Result<Lab, LabError> {
         self.measure(What::Boot, &self.initrd)
+    }
+
+    /// Measures containers.
+    pub fn containers(&self) -> Result<Containers, LabError> {
+        self.measure(What::Containers, &self.initrd)
     }
 
     /// Measures input and output.
@@ -144,14 +156,26 @@ impl Setup {
         include(&absolute(&self.monitor)?, &inside.cofferdam);
         include(&absolute(&self.kernel)?, &inside.kernel);
         include(&absolute(initrd)?, &inside.initrd);
-        include(Path::new(QEMU), &inside.qemu);
-        include(Path::new(FIRMWARE), Path::new(FIRMWARE));
-        // The name that other builds of QEMU give it.
-        include(
-            Path::new(FIRMWARE),
-            &Path::new(FIRMWARE).with_file_name("bios-microvm.bin"),
-        );
+        if what != What::Containers {
+            include(Path::new(QEMU), &inside.qemu);
+            include(Path::new(FIRMWARE), Path::new(FIRMWARE));
+            // The name that other builds of QEMU give it.
+            include(
+                Path::new(FIRMWARE),
+                &Path::new(FIRMWARE).with_file_name("bios-microvm.bin"),
+            );
+        }
         match what {
+            What::Containers => {
+                let ours = self.monitor.with_file_name(CONTAINER);
+                include(&absolute(&ours)?, &Path::new(INSIDE).join(CONTAINER));
+                include(&absolute(&self.kernel)?, &inside.guest.join("vmlinux"));
+                include(&absolute(&self.agent)?, &inside.guest.join("agent.cpio"));
+                for name in TOOLS {
+                    let path = find_tool(name)?;
+                    include(&path, &Path::new("/usr/bin").join(name));
+                }
+            }
             What::Boot => include(&absolute(&self.root)?, &inside.root),
             What::Io(Set::Fs) => {
                 let ours = self.monitor.with_file_name(FSD);
@@ -175,6 +199,18 @@ impl Setup {
             .status()
             .map_err(|error| LabError::File(self.lab.clone(), error))
     }
+}
+
+/// A program in one of the usual directories.
+fn find_tool(name: &str) -> Result<PathBuf, LabError> {
+    let places = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
+    let mut paths = places.iter().map(|place| Path::new(place).join(name));
+    paths.find(|path| path.exists()).ok_or_else(|| {
+        LabError::File(
+            format!("{name} is missing; `resources/setup` installs it").into(),
+            std::io::ErrorKind::NotFound.into(),
+        )
+    })
 }
 
 fn virtiofsd() -> Result<&'static Path, LabError> {

@@ -3,6 +3,7 @@
 
 mod boot;
 mod budget;
+mod containers;
 mod host;
 mod io;
 mod lab;
@@ -106,6 +107,9 @@ struct Options {
     /// [resources/bench/run: resources/rootfs's].
     #[arg(long, value_name = "FILE", required_unless_present = "from")]
     io_initrd: Option<PathBuf>,
+    /// The initramfs of containers' VMs [resources/bench/run: resources/rootfs's].
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    agent: Option<PathBuf>,
     /// What starts the lab.
     #[arg(long, value_name = "FILE", default_value = "tests/lab/run")]
     lab: PathBuf,
@@ -150,6 +154,7 @@ fn complain(error: &dyn Error) {
 fn measure_inside(what: What, runs: u32, output: &Path, traces: Option<&Path>) -> Result<()> {
     let places = lab::places_inside();
     let figures = match what {
+        What::Containers => serde_json::to_string(&containers::measure::measure(&places, runs)?)?,
         What::Boot => serde_json::to_string(&measure::measure(&places, runs, traces)?)?,
         What::Io(set) => serde_json::to_string(&io::measure::measure(set, &places, runs, traces)?)?,
     };
@@ -188,6 +193,7 @@ fn measure(options: &Options) -> Result<Report> {
     let mut report = Report {
         schema: SCHEMA,
         lab: None,
+        containers: None,
         io: Vec::new(),
         host: None,
         budgets: Vec::new(),
@@ -200,6 +206,7 @@ fn measure(options: &Options) -> Result<Report> {
         initrd: options.initrd.clone().unwrap_or_default(),
         root: options.root.clone().unwrap_or_default(),
         io_initrd: options.io_initrd.clone().unwrap_or_default(),
+        agent: options.agent.clone().unwrap_or_default(),
         output: options.json.parent().unwrap_or(Path::new(".")).join("lab"),
         runs: options.runs,
         traces: options.traces,
@@ -214,6 +221,7 @@ fn measure(options: &Options) -> Result<Report> {
         eprintln!("bench: {} in the lab, on counted time", what.id());
         match what {
             What::Boot => report.lab = Some(setup.boots()?),
+            What::Containers => report.containers = Some(setup.containers()?),
             What::Io(set) => report.io.push(setup.io(set)?),
         }
     }

@@ -104,7 +104,7 @@ pub fn version(program: &Path) -> Result<String, MeasureError> {
 /// Makes this process run as soon as it can, so that a byte's time is that of its coming and not
 /// of the scheduler's next choice: there is one CPU, and the guest has it. Monitors inherit none
 /// of it.
-fn run_at_once() {
+pub fn run_at_once() {
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the structure is alive for the call, which only reads it.

@@ -14,6 +14,9 @@ pub struct Report {
     pub schema: u32,
     /// The boots that were measured in the lab; none if only other things were asked for.
     pub lab: Option<Lab>,
+    /// Containers, if they were asked for.
+    #[serde(default)]
+    pub containers: Option<Containers>,
     /// Input and output, a device each; those that were asked for.
     #[serde(default)]
     pub io: Vec<IoSet>,
@@ -112,6 +115,72 @@ pub struct Memory {
     pub guest_anonymous_kib: u64,
     /// Threads of the process.
     pub threads: u64,
+}
+
+/// One lab start, and the containers that were run in it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Containers {
+    /// Version of the lab's kernel.
+    pub kernel: String,
+    /// Versions of the runtimes.
+    pub runtimes: Vec<String>,
+    /// Timed runs of each kind, after one that does not count.
+    pub runs: u32,
+    /// The ways to run something.
+    pub rows: Vec<ContainerRow>,
+    /// The image on the disk.
+    pub image: ImageSize,
+    /// Containers of the image that idle.
+    pub idle: Idle,
+}
+
+/// A way to run something, in virtual milliseconds from the process's start.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ContainerRow {
+    /// Stable name.
+    pub id: String,
+    /// What people call it.
+    pub label: String,
+    /// Its command line.
+    pub command: String,
+    /// To the first output.
+    pub first_output_ms: Figure,
+    /// To the process's end, of a command that does nothing; none of a bare boot, which has no end.
+    pub whole_ms: Option<Figure>,
+}
+
+/// KiB that an image takes on the disk.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct ImageSize {
+    /// Of its layers' tars.
+    pub files_kib: u64,
+    /// Of the EROFS images made of them.
+    pub erofs_kib: u64,
+    /// Of what is kept beside those.
+    pub beside_kib: u64,
+    /// Of the layers as they came and the documents, which a push gives again.
+    pub blobs_kib: u64,
+}
+
+/// KiB of memory: of each container, where nothing else is said.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Idle {
+    /// How many there are.
+    pub containers: u32,
+    /// What the host has less available.
+    pub host_kib: u64,
+    /// Proportional set size of guest memory.
+    pub guest_kib: u64,
+    /// Of the monitor otherwise, but for the image.
+    pub monitor_kib: u64,
+    /// Of the shim.
+    pub shim_kib: u64,
+    /// Of the image's pages, of all containers together.
+    pub image_pss_kib: u64,
+    /// The same, each page counted for each that maps it.
+    pub image_rss_kib: u64,
+    /// Of the image as it is mapped.
+    pub image_kib: u64,
 }
 
 /// One lab start, and what guests did on one kind of device in it.
@@ -361,6 +430,7 @@ pub mod tests {
         Report {
             schema: SCHEMA,
             lab: Some(lab(rows)),
+            containers: None,
             io: Vec::new(),
             host,
             budgets: Vec::new(),

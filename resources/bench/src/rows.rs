@@ -40,6 +40,8 @@ pub struct Places {
     pub initrd: PathBuf,
     /// A root file system with the initramfs's init, as an image.
     pub root: PathBuf,
+    /// The directory with what containers' VMs boot.
+    pub guest: PathBuf,
     /// The peer's file-system process.
     pub virtiofsd: PathBuf,
     /// A disk for the rows that have one.
@@ -298,6 +300,7 @@ mod tests {
             kernel: "/bench/vmlinux".into(),
             initrd: "/bench/bench.cpio".into(),
             root: "/bench/bench.erofs".into(),
+            guest: "guest".into(),
             virtiofsd: "/usr/lib/qemu/virtiofsd".into(),
             disk: "/tmp/disk".into(),
             pmem: "/tmp/pmem".into(),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::containers;
 use crate::io;
 use crate::report::{Bound, Budget, Lab, Report, Row};
 
@@ -34,6 +35,13 @@ pub fn render(report: &Report) -> String {
             "\nThis host's own KVM, wall time: process start to first KVM_RUN {:.2} ms \
              ({:.2} to {:.2}, {} runs).",
             figure.median, figure.min, figure.max, host.runs
+        );
+    }
+    if let Some(containers) = &report.containers {
+        let _ = writeln!(
+            text,
+            "\n{}",
+            containers::table::render(containers).trim_end()
         );
     }
     for set in &report.io {

@@ -10,14 +10,17 @@ use crate::io::Set;
 pub enum What {
     /// Boots.
     Boot,
+    /// Containers.
+    Containers,
     /// Input and output.
     Io(Set),
 }
 
 impl What {
     /// Everything, in the order in which it is measured and shown.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Boot,
+        Self::Containers,
         Self::Io(Set::Block),
         Self::Io(Set::Net),
         Self::Io(Set::Vsock),
@@ -28,6 +31,7 @@ impl What {
     pub fn id(self) -> &'static str {
         match self {
             Self::Boot => "boot",
+            Self::Containers => "containers",
             Self::Io(set) => set.id(),
         }
     }
