@@ -10,6 +10,7 @@ mod channel;
 mod containers;
 mod device_rules;
 mod error;
+mod fill;
 mod netlink;
 mod network;
 mod power;

@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Context, Error, Result};
+use crate::fill::fill;
 
 /// Where the agent keeps a container's mounts.
 const CONTAINERS: &str = "/run/cofferdam/containers";
@@ -71,6 +72,9 @@ impl Mounts {
         }
         for storage in storages {
             mounts.storage(storage)?;
+            if !storage.fill_from.is_empty() {
+                fill(&target_of(storage)?, &root, &storage.fill_from)?;
+            }
         }
         Ok(mounts)
     }

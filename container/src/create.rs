@@ -22,7 +22,7 @@ use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
 };
-use crate::vm::{Machine, Root, disk_path, storage_path};
+use crate::vm::{Machine, Root, Shared, disk_path, storage_path};
 use crate::volume::{VolumeError, Volumes};
 
 /// Why a container cannot be made, or run.
@@ -324,7 +324,12 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
         },
         shares: shares
             .iter()
-            .map(|s| (s.source.clone(), s.read_only))
+            .map(|share| Shared {
+                source: share.source.clone(),
+                read_only: share.read_only,
+                fill_from: (share.volume.is_some() && !share.read_only)
+                    .then(|| share.target.clone()),
+            })
             .collect(),
         disks: options
             .device

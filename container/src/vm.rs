@@ -89,6 +89,17 @@ pub struct Tap {
     pub mtu: Option<u16>,
 }
 
+/// A directory or file of the host that is mounted in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// The container may not write.
+    pub read_only: bool,
+    /// The place in the image whose files it gets if it is empty: that of a new volume.
+    pub fill_from: Option<String>,
+}
+
 /// A container's VM.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -100,8 +111,8 @@ pub struct Machine {
     pub memory: Option<Bytes>,
     /// Its root file system.
     pub root: Root,
-    /// Directories and files of the host, and whether they are read-only.
-    pub shares: Vec<(PathBuf, bool)>,
+    /// Directories and files of the host.
+    pub shares: Vec<Shared>,
     /// Block devices of the host's that are its disks, behind that of the root file system, and whether
     /// they are read-only.
     pub disks: Vec<(PathBuf, bool)>,
@@ -159,8 +170,11 @@ impl Machine {
                 ro: *ro,
                 ..DiskConfig::default()
             }));
-        for (number, (path, ro)) in self.shares.iter().enumerate() {
-            config.fs.push(share(path, &number.to_string(), *ro));
+        for (number, shared) in self.shares.iter().enumerate() {
+            let name = number.to_string();
+            config
+                .fs
+                .push(share(&shared.source, &name, shared.read_only));
         }
         config.log = LogConfig {
             level: LogLevel::Warn,
@@ -234,10 +248,11 @@ impl Machine {
 
     /// What the agent mounts for the binds of the container.
     pub fn storages(&self) -> Vec<api::Storage> {
-        let storage = |(number, (_, read_only)): (usize, &(PathBuf, bool))| {
+        let storage = |(number, shared): (usize, &Shared)| {
             let mut storage = api::Storage::new();
             storage.target = storage_path(number).display().to_string();
-            storage.readonly = *read_only;
+            storage.readonly = shared.read_only;
+            storage.fill_from = shared.fill_from.clone().unwrap_or_default();
             storage.set_share(agent_share(&number.to_string()));
             storage
         };
@@ -331,7 +346,13 @@ mod tests {
             cpus: Some(1.5),
             memory: Some(Bytes(128 << 20)),
             root,
-            shares: vec![("/srv".into(), true), ("/data".into(), false)],
+            shares: [("/srv", true), ("/data", false)]
+                .map(|(source, read_only)| Shared {
+                    source: source.into(),
+                    read_only,
+                    fill_from: (!read_only).then(|| "/var/data".into()),
+                })
+                .to_vec(),
             disks: Vec::new(),
             uplink: None,
             ports: Vec::new(),
@@ -406,6 +427,8 @@ mod tests {
         let storages = machine.storages();
         assert_eq!(storages[1].target, "/run/cofferdam/storage/1");
         assert_eq!((storages[0].readonly, storages[1].readonly), (true, false));
+        let fill_from = [0, 1].map(|number| storages[number].fill_from.as_str());
+        assert_eq!(fill_from, ["", "/var/data"]);
         assert_eq!(storages[1].share().path, "1");
         assert_eq!(machine.rootfs().share().path, ROOT);
         let mut config = VmConfig::default();

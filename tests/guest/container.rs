@@ -314,8 +314,16 @@ fn files_are_shared() {
         engine.text("run --rm --network none -v named:/v:ro busybox cat /v/kept"),
         "kept"
     );
-    assert_eq!(engine.text("volume ls -q"), "named");
-    engine.text("volume rm named");
+    // A new one gets what the image has there, once.
+    let line = "run --rm --network none -v fresh:/etc busybox";
+    let said = engine.script(
+        line,
+        "grep -c ^root: /etc/passwd; echo changed >/etc/passwd",
+    );
+    assert_eq!(said, "1");
+    assert_eq!(engine.text(&format!("{line} cat /etc/passwd")), "changed");
+    assert_eq!(engine.text("volume ls -q"), "fresh\nnamed");
+    engine.text("volume rm named fresh");
 }
 
 /// If it fails, nobody can work in a container from a terminal.

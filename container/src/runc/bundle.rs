@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 
 use super::rootfs::{self, Place};
 use crate::options::Bytes;
-use crate::vm::{Machine, Root, Tap, storage_path};
+use crate::vm::{Machine, Root, Shared, Tap, storage_path};
 
 /// Why a bundle cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -212,7 +212,11 @@ impl Bundle {
             shares: self
                 .shares
                 .iter()
-                .map(|share| (share.source.clone(), share.read_only))
+                .map(|share| Shared {
+                    source: share.source.clone(),
+                    read_only: share.read_only,
+                    fill_from: None,
+                })
                 .collect(),
             disks: Vec::new(),
             uplink: None,
@@ -469,9 +473,14 @@ mod tests {
             mounts[2].source().as_deref(),
             Some(storage_path(1).as_path())
         );
+        let expected = [("/etc/passwd", true), ("/usr", false)];
         assert_eq!(
             bundle.machine("/r".into(), Vec::new()).shares,
-            [("/etc/passwd".into(), true), ("/usr".into(), false)]
+            expected.map(|(source, read_only)| Shared {
+                source: source.into(),
+                read_only,
+                fill_from: None,
+            })
         );
     }
 
