@@ -1,0 +1,277 @@
+//! Container engines that run their containers by our OCI runtime.
+
+use std::fs;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::harness::{host, wait_until};
+use crate::runc::{Runtime, big, code};
+
+/// An engine's client, with options that come before its commands.
+struct Engine {
+    runtime: Runtime,
+    program: Vec<String>,
+    /// Options of `run`.
+    run: &'static str,
+    _daemons: Vec<Daemon>,
+}
+
+/// A process that ends with the test.
+struct Daemon(Child);
+
+impl Daemon {
+    /// Starts it, and waits until its socket is there.
+    fn start(line: &str, socket: &str, log: &str) -> Self {
+        let log = fs::File::create(log).unwrap();
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).stdin(Stdio::null());
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        let daemon = Self(child.unwrap());
+        wait_until("its socket", || fs::exists(socket).unwrap());
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+/// A disk in compressed memory, mounted: there, zeros take no room. A file in the lab's memory itself would
+/// be the container's by its cgroup, and could not be written back.
+struct Disk {
+    device: String,
+    path: String,
+}
+
+impl Disk {
+    fn new(path: String) -> Self {
+        let device = host("modprobe zram && zramctl --find --size 1500M");
+        let device = device.trim().to_owned();
+        host(&format!(
+            "mkfs.ext4 -q {device}; mkdir {path}; mount {device} {path}"
+        ));
+        Self { device, path }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let Self { device, path } = self;
+        host(&format!("umount {path}; zramctl --reset {device}"));
+    }
+}
+
+impl Engine {
+    fn podman(name: &str) -> Self {
+        let runtime = Runtime::new(name);
+        let line = format!(
+            "podman --root {} --runroot {} --storage-driver vfs --cgroup-manager cgroupfs \
+             --events-backend file --runtime {}",
+            runtime.path("root"),
+            runtime.path("runroot"),
+            runtime.program
+        );
+        let engine = Self {
+            program: line.split_whitespace().map(str::to_owned).collect(),
+            runtime,
+            run: "",
+            _daemons: Vec::new(),
+        };
+        engine.import();
+        engine
+    }
+
+    fn import(&self) {
+        self.text(&format!("import {} box", self.runtime.path("box.tar")));
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(&self.program[0]);
+        let line = line.replacen("run ", &format!("run {} ", self.run), 1);
+        command
+            .args(&self.program[1..])
+            .args(line.split_whitespace());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    fn shell(&self, line: &str, script: &str) -> Output {
+        self.command(line)
+            .args(["sh", "-c", script])
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn text(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// If a container's kernel is the host's, or its streams and exit code are lost, this fails.
+    #[track_caller]
+    fn runs(&self) {
+        let end = self.shell(
+            "run --rm --network none box",
+            "uname -r; echo err >&2; exit 3",
+        );
+        assert_eq!(code(&end), 3, "{end:?}");
+        let release = String::from_utf8_lossy(&end.stdout);
+        assert!(release.contains("cofferdam"), "{release}");
+        assert_eq!(String::from_utf8_lossy(&end.stderr).trim(), "err");
+        assert_eq!(code(&self.run("run --rm --network none box nothing")), 127);
+        assert_eq!(
+            code(&self.run("run --rm --network none box /www/index.html")),
+            126
+        );
+    }
+
+    /// What is done with a container that runs, `box1`: entered, watched, stopped.
+    #[track_caller]
+    fn manages(&self) {
+        let script = "echo first; trap 'exit 7' TERM; while :; do sleep 0.1; done";
+        let end = self.shell("run -d --name box1 --network none -m 64m box", script);
+        assert!(end.status.success(), "{end:?}");
+        wait_until("its output", || self.text("logs box1") == "first");
+        assert_eq!(code(&self.shell("exec box1", "exit 5")), 5);
+        let mut cat = self.command("exec -i box1 cat");
+        let page = fs::File::open(self.runtime.path("rootfs/www/index.html")).unwrap();
+        assert_eq!(cat.stdin(page).output().unwrap().stdout, b"page\n");
+        let (source, back) = (self.runtime.path("to-copy"), self.runtime.path("back"));
+        fs::write(&source, "copied").unwrap();
+        self.text(&format!("cp {source} box1:/root/in"));
+        assert_eq!(self.text("exec box1 cat /root/in"), "copied");
+        self.text(&format!("cp box1:/root/in {back}"));
+        assert_eq!(fs::read_to_string(back).unwrap(), "copied");
+        assert!(!fs::exists("/root/in").unwrap());
+        let stats = self.text("stats --no-stream box1");
+        assert!(stats.contains('%'), "{stats}");
+        self.text("pause box1");
+        self.text("unpause box1");
+        self.text("stop -t 30 box1");
+        assert_eq!(self.text("inspect -f {{.State.ExitCode}} box1"), "7");
+        self.text("start box1");
+        self.text("kill box1");
+        wait_until("its end", || {
+            self.text("inspect -f {{.State.ExitCode}} box1") == "137"
+        });
+        self.text("rm box1");
+    }
+
+    /// A page comes through a published port of the host's.
+    #[track_caller]
+    fn publishes(&self, port: u16) {
+        self.text(&format!(
+            "run -d --name web -p {port}:80 box httpd -f -h /www"
+        ));
+        wait_until("the page", || {
+            host(&format!(
+                "curl -s --max-time 5 http://127.0.0.1:{port}/ || :"
+            )) == "page\n"
+        });
+        self.text("rm -f web");
+    }
+}
+
+/// If it fails, Podman's commands do not do with a VM what they do with a container.
+#[test]
+fn podman_runs_and_manages() {
+    let podman = Engine::podman("podman");
+    podman.runs();
+    podman.manages();
+    let tty = "run --rm -t --network none box";
+    let end = podman.shell(tty, "test -t 0 && stty size && exit 4");
+    assert_eq!(code(&end), 4, "{end:?}");
+    podman.runtime.nothing_is_left();
+}
+
+/// If it fails, nobody reaches a server in Podman's container, or what is written to a volume is lost.
+#[test]
+fn podman_publishes_and_keeps_volumes() {
+    let _alone = big();
+    let podman = Engine::podman("podman-net");
+    podman.publishes(18080);
+    let disk = Disk::new(podman.runtime.path("volume"));
+    let volume = &disk.path;
+    let run = format!("run --rm --network none -v {volume}:/v box");
+    let script = "dd if=/dev/zero of=/v/big bs=1M count=1024 && echo end >>/v/big";
+    let end = podman.shell(&run, script);
+    assert!(end.status.success(), "{end:?}");
+    let sums = host(&format!(
+        "(head -c 1073741824 /dev/zero; echo end) | md5sum; md5sum <{volume}/big"
+    ));
+    let sums: Vec<&str> = sums.lines().collect();
+    assert_eq!(sums[0], sums[1]);
+    podman.runtime.nothing_is_left();
+}
+
+/// If it fails, containerd's shim for runc does not take our runtime, or Docker does not.
+#[test]
+fn containerd_and_docker_run_and_manage() {
+    let runtime = Runtime::new("docker");
+    let path = |name: &str| runtime.path(name);
+    let socket = path("containerd.sock");
+    let line = format!(
+        "containerd --root {} --state {} --address {socket} --log-level warn",
+        path("cd-root"),
+        path("cd-state")
+    );
+    let containerd = Daemon::start(&line, &socket, &path("containerd.log"));
+    let config = path("daemon.json");
+    let json = serde_json::json!({"runtimes": {"cofferdam": {"path": runtime.program}}});
+    fs::write(&config, json.to_string()).unwrap();
+    let docker = path("docker.sock");
+    let line = format!(
+        "dockerd --config-file {config} --data-root {} --exec-root {} --pidfile {} -s vfs \
+         -H unix://{docker} --containerd {socket}",
+        path("root"),
+        path("exec"),
+        path("docker.pid")
+    );
+    let dockerd = Daemon::start(&line, &docker, &path("docker.log"));
+    let engine = Engine {
+        program: vec!["docker".into(), "-H".into(), format!("unix://{docker}")],
+        run: "--runtime cofferdam",
+        runtime,
+        _daemons: vec![dockerd, containerd],
+    };
+    wait_until("Docker", || engine.run("version").status.success());
+    engine.import();
+    engine.runs();
+    engine.manages();
+    engine.publishes(18081);
+
+    let image = engine.runtime.path("image.tar");
+    engine.text(&format!("save -o {image} box"));
+    let ctr = format!("ctr -a {socket}");
+    host(&format!("{ctr} image import --snapshotter native {image}"));
+    let run = format!(
+        "--snapshotter native --runc-binary {}",
+        engine.runtime.program
+    );
+    let name = "docker.io/library/box:latest";
+    let said = host(&format!(
+        "code=0; {ctr} run --rm {run} {name} one sh -c 'uname -r; exit 4' || code=$?; echo $code"
+    ));
+    assert!(
+        said.contains("cofferdam") && said.ends_with("4\n"),
+        "{said}"
+    );
+    host(&format!("{ctr} run -d {run} {name} two sleep 1000"));
+    let said = host(&format!("{ctr} task exec --exec-id more two echo in exec"));
+    assert_eq!(said, "in exec\n");
+    host(&format!("{ctr} task kill -s KILL two"));
+    wait_until("its end", || {
+        host(&format!("{ctr} task ls")).contains("STOPPED")
+    });
+    host(&format!("{ctr} task rm two || :; {ctr} container rm two"));
+    engine.runtime.nothing_is_left();
+}
