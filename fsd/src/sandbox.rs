@@ -115,15 +115,19 @@ fn die_with_parent() -> Result<(), SandboxError> {
         .step("ask to end with the monitor")
 }
 
+/// As many as a guest may remember files. Root may have more than it was given; others have what they were
+/// given.
 fn raise_file_limit() -> Result<u64, SandboxError> {
-    let limit = getrlimit(Resource::Nofile);
-    let maximum = limit.maximum.unwrap_or(MAX_FILES).min(MAX_FILES);
-    let raised = Rlimit {
-        current: Some(maximum),
-        ..limit
+    let files = |count: u64| Rlimit {
+        current: Some(count),
+        maximum: Some(count),
     };
-    setrlimit(Resource::Nofile, raised).step("raise the limit of open files")?;
-    Ok(maximum)
+    if setrlimit(Resource::Nofile, files(MAX_FILES)).is_ok() {
+        return Ok(MAX_FILES);
+    }
+    let given = getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_FILES);
+    setrlimit(Resource::Nofile, files(given)).step("raise the limit of open files")?;
+    Ok(given)
 }
 
 /// Namespaces of its own. Who is not root needs one of users for that, with nobody else in it.

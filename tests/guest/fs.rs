@@ -99,6 +99,20 @@ fn a_source_tree_is_worked_on() {
     ));
 }
 
+/// If it fails, a tree of more files than a process may open by default cannot be unpacked.
+#[test]
+fn there_are_many_files() {
+    let dir = TempDir::new("fs-many");
+    let volume = Volume::new(&dir);
+    let args = format!("--fs tag=data,path={}", volume.dir("shared"));
+    let script = r#"
+        set -e
+        mount -t virtiofs data /mnt; mkdir /mnt/many; cd /mnt/many
+        seq 5000 | xargs touch; ls -l | wc -l; cd ..; rm -r many; [ ! -e many ]; echo removed"#;
+    let end = Vm::debian(&dir, &args, script).end().expect(0);
+    assert!(end.console.contains("5001") && end.console.contains("removed"));
+}
+
 /// If it fails, what works for a few hundred files does not for a kernel's source tree. By hand, since it
 /// takes its time in the lab and 10 GiB: `COFFERDAM_TEST_TREE` names a tar of one.
 #[test]
