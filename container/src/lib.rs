@@ -16,6 +16,7 @@ pub mod runc;
 pub mod shim;
 pub mod spec;
 pub mod state;
+mod user;
 pub mod vm;
 pub mod volume;
 

@@ -7,8 +7,8 @@ use crate::harness::{host, wait_until};
 use crate::runc::{Runtime, big, code};
 
 /// An engine's client, with options that come before its commands.
-struct Engine {
-    runtime: Runtime,
+pub struct Engine {
+    pub runtime: Runtime,
     program: Vec<String>,
     /// Options of `run`.
     run: &'static str,
@@ -66,9 +66,13 @@ impl Drop for Disk {
 
 impl Engine {
     fn podman(name: &str) -> Self {
-        let runtime = Runtime::new(name);
+        Self::podman_of(Runtime::new(name), "", "cgroupfs")
+    }
+
+    /// Podman with a manager of cgroups, behind a command that runs it somewhere.
+    pub fn podman_of(runtime: Runtime, before: &str, manager: &str) -> Self {
         let line = format!(
-            "podman --root {} --runroot {} --storage-driver vfs --cgroup-manager cgroupfs \
+            "{before} podman --root {} --runroot {} --storage-driver vfs --cgroup-manager {manager} \
              --events-backend file --runtime {}",
             runtime.path("root"),
             runtime.path("runroot"),
@@ -98,11 +102,11 @@ impl Engine {
         command
     }
 
-    fn run(&self, line: &str) -> Output {
+    pub fn run(&self, line: &str) -> Output {
         self.command(line).output().unwrap()
     }
 
-    fn shell(&self, line: &str, script: &str) -> Output {
+    pub fn shell(&self, line: &str, script: &str) -> Output {
         self.command(line)
             .args(["sh", "-c", script])
             .output()
@@ -110,7 +114,7 @@ impl Engine {
     }
 
     #[track_caller]
-    fn text(&self, line: &str) -> String {
+    pub fn text(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {output:?}");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -118,7 +122,7 @@ impl Engine {
 
     /// If a container's kernel is the host's, or its streams and exit code are lost, this fails.
     #[track_caller]
-    fn runs(&self) {
+    pub fn runs(&self) {
         let end = self.shell(
             "run --rm --network none box",
             "uname -r; echo err >&2; exit 3",
@@ -136,7 +140,7 @@ impl Engine {
 
     /// What is done with a container that runs, `box1`: entered, watched, stopped.
     #[track_caller]
-    fn manages(&self) {
+    pub fn manages(&self) {
         let script = "echo first; trap 'exit 7' TERM; while :; do sleep 0.1; done";
         let end = self.shell("run -d --name box1 --network none -m 64m box", script);
         assert!(end.status.success(), "{end:?}");

@@ -29,5 +29,6 @@ mod pmem;
 mod rng;
 mod runc;
 mod storm;
+mod systemd;
 mod terminal;
 mod vsock;

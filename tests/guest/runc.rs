@@ -120,7 +120,8 @@ impl Runtime {
         serde_json::from_str(&self.text(&format!("state {id}"))).unwrap()
     }
 
-    fn log(&self) -> String {
+    /// What it wrote to the engine's file.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 

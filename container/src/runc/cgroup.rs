@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What the monitor, the file-system process and the shim have beyond the guest's memory, and the
 /// kernel for them.
 const BESIDE: u64 = 96 << 20;
+/// Far more than the monitor's threads, and those of a few hundred processes that stand for an exec.
+const TASKS: u64 = 4096;
 
 /// Why there is no cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -40,24 +42,26 @@ pub(super) enum CgroupError {
     },
 }
 
-/// The directory of the cgroup that a configuration names; none where there are none to be made: the
-/// host has no cgroup v2, or we are not root, or none is named.
-pub(super) fn find(path: Option<&Path>, systemd: bool) -> Result<Option<PathBuf>, CgroupError> {
-    let is_v2 = Path::new(ROOT).join("cgroup.controllers").exists();
-    let Some(path) = path.filter(|_| is_v2 && rustix::process::geteuid().is_root()) else {
-        return Ok(None);
-    };
+/// Whether there are cgroups to be made: the host has version 2.
+pub(super) fn are_there() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// That of a process.
+pub(super) fn of(pid: u32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(ROOT).join(path))
+}
+
+/// The directory of a cgroup, by its path; none if that is the first of all.
+pub(super) fn directory(path: &Path) -> Result<Option<PathBuf>, CgroupError> {
     let bad = |why| CgroupError::Path {
         path: path.to_owned(),
         why,
     };
-    let below = match systemd {
-        true => of_systemd(&path.to_string_lossy())
-            .ok_or_else(|| bad("SLICE:PREFIX:NAME is expected with --systemd-cgroup"))?,
-        false => path.to_owned(),
-    };
     let mut dir = PathBuf::from(ROOT);
-    for step in below.components() {
+    for step in path.components() {
         match step {
             Component::RootDir | Component::CurDir => {}
             Component::Normal(name) => dir.push(name),
@@ -67,37 +71,8 @@ pub(super) fn find(path: Option<&Path>, systemd: bool) -> Result<Option<PathBuf>
     Ok((dir != Path::new(ROOT)).then_some(dir))
 }
 
-/// The path of a scope in a slice, as systemd lays it out: `a-b.slice` lies in `a.slice`.
-fn of_systemd(text: &str) -> Option<PathBuf> {
-    let (slice, rest) = text.split_once(':')?;
-    let (prefix, name) = rest.split_once(':')?;
-    let slice = if slice.is_empty() {
-        "system.slice"
-    } else {
-        slice
-    };
-    let words = slice.strip_suffix(".slice")?;
-    let mut path = PathBuf::new();
-    let mut so_far = String::new();
-    for word in words.split('-').filter(|word| !word.is_empty()) {
-        so_far = match so_far.as_str() {
-            "" => word.to_owned(),
-            before => format!("{before}-{word}"),
-        };
-        path.push(format!("{so_far}.slice"));
-    }
-    if name.is_empty() || name.contains('/') || prefix.contains('/') {
-        return None;
-    }
-    let scope = match prefix {
-        "" => format!("{name}.scope"),
-        prefix => format!("{prefix}-{name}.scope"),
-    };
-    Some(path.join(scope))
-}
-
-/// Makes it, with limits: `vm`, bytes of the VM's memory, and what is said of CPUs.
-pub(super) fn make(dir: &Path, vm: u64, resources: &LinuxResources) -> Result<(), CgroupError> {
+/// Makes it, with limits.
+pub(super) fn make(dir: &Path, limits: &[Limit]) -> Result<(), CgroupError> {
     let kernel = |action| {
         move |source| CgroupError::Kernel {
             action,
@@ -119,7 +94,7 @@ pub(super) fn make(dir: &Path, vm: u64, resources: &LinuxResources) -> Result<()
             _ => {}
         }
     }
-    for (file, value) in limits(vm, resources) {
+    for (file, value) in limits.iter().map(Limit::file) {
         match fs::write(dir.join(file), value) {
             // No such controller here.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -130,21 +105,60 @@ pub(super) fn make(dir: &Path, vm: u64, resources: &LinuxResources) -> Result<()
     Ok(())
 }
 
-fn limits(vm: u64, resources: &LinuxResources) -> Vec<(&'static str, String)> {
-    let mut all = vec![("memory.max", vm.saturating_add(BESIDE).to_string())];
+/// A limit of the VM and all that serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// Bytes.
+    Memory(u64),
+    /// Processes and threads.
+    Tasks(u64),
+    /// Among others, 1 to 10000.
+    Weight(u64),
+    /// Microseconds of a CPU in each period.
+    Quota { quota: u64, period: u64 },
+    /// The host's CPUs, as a list.
+    Cpus(String),
+    /// The host's memory nodes, as a list.
+    Nodes(String),
+}
+
+impl Limit {
+    /// The file of a cgroup, and what is written to it.
+    fn file(&self) -> (&'static str, String) {
+        match self {
+            Self::Memory(bytes) => ("memory.max", bytes.to_string()),
+            Self::Tasks(count) => ("pids.max", count.to_string()),
+            Self::Weight(weight) => ("cpu.weight", weight.to_string()),
+            Self::Quota { quota, period } => ("cpu.max", format!("{quota} {period}")),
+            Self::Cpus(set) => ("cpuset.cpus", set.clone()),
+            Self::Nodes(set) => ("cpuset.mems", set.clone()),
+        }
+    }
+}
+
+/// What a VM of `vm` bytes is kept to on the host.
+pub(super) fn limits(vm: u64, resources: &LinuxResources) -> Vec<Limit> {
+    let mut all = vec![
+        Limit::Memory(vm.saturating_add(BESIDE)),
+        Limit::Tasks(TASKS),
+    ];
     let Some(cpu) = resources.cpu() else {
         return all;
     };
-    if let Some(set) = cpu.cpus().as_ref().filter(|set| !set.is_empty()) {
-        all.push(("cpuset.cpus", set.clone()));
-    }
-    if let Some(set) = cpu.mems().as_ref().filter(|set| !set.is_empty()) {
-        all.push(("cpuset.mems", set.clone()));
-    }
+    let is_set = |set: &&String| !set.is_empty();
+    all.extend(cpu.cpus().iter().find(is_set).cloned().map(Limit::Cpus));
+    all.extend(cpu.mems().iter().find(is_set).cloned().map(Limit::Nodes));
     if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
         // From 2..262144 to 1..10000, as runc and crun do.
-        let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-        all.push(("cpu.weight", weight.to_string()));
+        all.push(Limit::Weight(
+            1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142,
+        ));
+    }
+    let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok());
+    if let Some(quota) = quota.filter(|quota| *quota > 0) {
+        let period = cpu.period().filter(|period| *period > 0);
+        let period = period.unwrap_or(100_000);
+        all.push(Limit::Quota { quota, period });
     }
     all
 }
@@ -183,39 +197,22 @@ pub(super) fn remove(dir: &Path) -> Result<(), CgroupError> {
 mod tests {
     use super::*;
 
-    /// If it fails, containers are not where engines look for them, or anywhere on the host.
-    #[test]
-    fn systemds_paths_are_understood() {
-        for (text, path) in [
-            ("machine.slice:libpod:ab", "machine.slice/libpod-ab.scope"),
-            ("a-b.slice:cri:x", "a.slice/a-b.slice/cri-x.scope"),
-            (":docker:x", "system.slice/docker-x.scope"),
-            ("a.slice::x", "a.slice/x.scope"),
-        ] {
-            assert_eq!(of_systemd(text).as_deref(), Some(Path::new(path)), "{text}");
-        }
-        for bad in [
-            "",
-            "/a/b",
-            "a.slice:b",
-            "a:b:c",
-            "a.slice:b:../c",
-            "a.slice:b:",
-        ] {
-            assert_eq!(of_systemd(bad), None, "{bad}");
-        }
-    }
-
     /// If it fails, the VM of a container may take more of the host than was said, or dies of less.
     #[test]
     fn the_vm_is_limited_as_a_whole() {
-        let resources = serde_json::json!({"cpu": {"shares": 1024, "cpus": "0-1"}});
+        let resources = serde_json::json!({
+            "cpu": {"shares": 1024, "cpus": "0-1", "mems": "", "quota": 50000}
+        });
         let all = limits(1 << 30, &serde_json::from_value(resources).unwrap());
-        let all: std::collections::HashMap<_, _> = all.into_iter().collect();
+        let all: std::collections::HashMap<_, _> = all.iter().map(Limit::file).collect();
         assert_eq!(all["memory.max"], ((1_u64 << 30) + BESIDE).to_string());
-        assert_eq!(
-            (all["cpuset.cpus"].as_str(), all["cpu.weight"].as_str()),
-            ("0-1", "39")
-        );
+        for (file, value) in [
+            ("cpuset.cpus", "0-1"),
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 100000"),
+        ] {
+            assert_eq!(all[file], value);
+        }
+        assert!(!all.contains_key("cpuset.mems"));
     }
 }

@@ -15,7 +15,7 @@ use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::create::CreateError;
 use super::exec::ExecError;
-use super::hooks::{self, HookError};
+use super::hooks;
 use super::look;
 use super::store::{Container, Record, Status, StoreError};
 use crate::cli::signal as parse_signal;
@@ -198,8 +198,8 @@ pub(super) fn start_one(mut container: Container) -> Result<(), Error> {
     Ok(())
 }
 
-/// A hook that fails when nothing can be undone any more.
-fn warn(done: Result<(), HookError>) {
+/// A failure when nothing can be undone any more.
+fn warn<E: std::error::Error>(done: Result<(), E>) {
     if let Err(error) = done {
         let _ = writeln!(
             io::stderr(),
@@ -364,6 +364,10 @@ pub(super) fn delete_one(global: &Global, id: &str, force: bool) -> Result<(), E
 pub(super) fn clean_up(container: &Container) -> Result<(), Error> {
     if let Some(cgroup) = &container.record.cgroup {
         cgroup::remove(cgroup)?;
+    }
+    if let Some(scope) = &container.record.scope {
+        // Empty, it goes in any case; now its name is free for the next.
+        warn(scope.stop());
     }
     let state = container.state();
     container.remove()?;

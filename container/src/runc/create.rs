@@ -18,7 +18,9 @@ use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::control;
 use super::hooks::{self, HookError};
+use super::place::Place;
 use super::store::{Alive, Container, Record, Status, StoreError};
+use super::systemd::SystemdError;
 use crate::cli::{Raw, Signals};
 use crate::mirror::Mirror;
 use crate::shim::wire::{read_line, write_line};
@@ -53,6 +55,9 @@ pub(super) enum CreateError {
     /// The host's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// systemd.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -217,6 +222,7 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
             hooks: bundle.hooks.clone(),
             run,
             cgroup: None,
+            scope: None,
             memory: memory.0,
             network: Mirror::default(),
         },
@@ -254,18 +260,17 @@ fn fill(
 ) -> Result<Child, CreateError> {
     save(&container.spec(), &bundle.spec)?;
     bundle.prepare()?;
-    container.record.cgroup = cgroup::find(bundle.cgroups_path.as_deref(), global.systemd_cgroup)?;
     container.save()?;
-    if let Some(dir) = &container.record.cgroup {
-        let machine = bundle.machine(container.record.run.clone(), Vec::new());
-        cgroup::make(dir, machine.memory()?.bytes(), &bundle.resources)?;
-    }
+    let place = Place::find(bundle.cgroups_path.as_deref(), global.systemd_cgroup)?;
     let mut options: Vec<OsString> = vec!["--dir".into(), container.dir.clone().into()];
     if let Some(socket) = &args.console_socket {
         options.extend(["--console-socket".into(), socket.into()]);
     }
     let mut shim = Shim::start("shim", &options, Some(&alive))?;
-    match follow(container, args, &mut shim) {
+    let machine = bundle.machine(container.record.run.clone(), Vec::new());
+    let limits = cgroup::limits(machine.memory()?.bytes(), &bundle.resources);
+    let enter = |container: &mut Container| place.enter(container, &limits, &global.report());
+    match follow(container, args, enter, &mut shim) {
         Ok(()) => Ok(shim.child),
         Err(error) => {
             shim.kill();
@@ -275,12 +280,15 @@ fn fill(
 }
 
 /// Does what is to be done while a container's shim makes it.
-fn follow(container: &mut Container, args: &Args, shim: &mut Shim) -> Result<(), CreateError> {
+fn follow(
+    container: &mut Container,
+    args: &Args,
+    enter: impl FnOnce(&mut Container) -> Result<(), CreateError>,
+    shim: &mut Shim,
+) -> Result<(), CreateError> {
     container.record.pid = shim.child.id();
     container.save()?;
-    if let Some(dir) = &container.record.cgroup {
-        cgroup::join(dir, container.record.pid)?;
-    }
+    enter(container)?;
     shim.entered()?;
     let (hooks, state) = (&container.record.hooks, container.state());
     for (kind, hooks) in [

@@ -14,10 +14,12 @@ mod create;
 mod exec;
 mod hooks;
 mod look;
+mod place;
 mod report;
 mod rootfs;
 mod shim;
 mod store;
+mod systemd;
 mod terminal;
 mod view;
 

@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::systemd::Scope;
 use crate::mirror::Mirror;
 use crate::state::{self, StateError as FileError};
 
@@ -84,6 +85,8 @@ pub(super) struct Record {
     pub run: PathBuf,
     /// Its cgroup on the host.
     pub cgroup: Option<PathBuf>,
+    /// systemd's name for that, if systemd made it.
+    pub scope: Option<Scope>,
     /// Bytes that the VM has for it.
     pub memory: u64,
     /// What the guest has been told of its network.
@@ -329,6 +332,7 @@ mod tests {
                 hooks: Hooks::default(),
                 run,
                 cgroup: None,
+                scope: None,
                 memory: 1,
                 network: Mirror::default(),
             },
