@@ -16,7 +16,7 @@ pub struct Engine {
 }
 
 /// A process that ends with the test.
-struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Daemon {
     /// Starts it, and waits until its socket is there.
@@ -30,6 +30,11 @@ impl Daemon {
         wait_until("its socket", || fs::exists(socket).unwrap());
         daemon
     }
+
+    /// As no daemon expects it.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+    }
 }
 
 impl Drop for Daemon {
@@ -37,6 +42,21 @@ impl Drop for Daemon {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
     }
+}
+
+/// containerd with directories of the test's own, and its socket.
+pub fn containerd(runtime: &Runtime) -> (Daemon, String) {
+    let path = |name: &str| runtime.path(name);
+    let socket = path("containerd.sock");
+    // Of one that was killed.
+    let _ = fs::remove_file(&socket);
+    let line = format!(
+        "containerd --root {} --state {} --address {socket} --log-level warn",
+        path("cd-root"),
+        path("cd-state")
+    );
+    let daemon = Daemon::start(&line, &socket, &path("containerd.log"));
+    (daemon, socket)
 }
 
 /// A disk in compressed memory, mounted: there, zeros take no room. A file in the lab's memory itself would
@@ -65,7 +85,8 @@ impl Drop for Disk {
 }
 
 impl Engine {
-    fn podman(name: &str) -> Self {
+    /// Podman with directories of its own.
+    pub fn podman(name: &str) -> Self {
         Self::podman_of(Runtime::new(name), "", "cgroupfs")
     }
 
@@ -92,7 +113,8 @@ impl Engine {
         self.text(&format!("import {} box", self.runtime.path("box.tar")));
     }
 
-    fn command(&self, line: &str) -> Command {
+    /// A command of its client, split at spaces.
+    pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.program[0]);
         let line = line.replacen("run ", &format!("run {} ", self.run), 1);
         command
@@ -197,6 +219,41 @@ fn podman_runs_and_manages() {
     podman.runtime.nothing_is_left();
 }
 
+/// If it fails, a container with a user namespace does not run, cannot serve at port 80, or its files
+/// have other owners than a plain container's.
+#[test]
+fn podman_maps_users() {
+    let podman = Engine::podman("podman-users");
+    let volume = podman.runtime.path("mapped");
+    host(&format!("mkdir {volume}; chown 100000:200000 {volume}"));
+    let map = "--uidmap 0:100000:5000 --gidmap 0:200000:5000";
+    let run = format!("run --rm --network none {map} -v {volume}:/v box");
+    let script =
+        "id -u; ls -ln / | grep -c ' 0 .* 0 '; ls -d /sys/class/net/lo; touch /v/root /v/other
+        chown 7:8 /v/other; ls -ln /v; httpd -h /www && wget -qO- http://127.0.0.1/";
+    let end = podman.shell(&run, script);
+    assert!(end.status.success(), "{end:?}");
+    let said = String::from_utf8_lossy(&end.stdout);
+    assert!(
+        said.starts_with("0\n") && said.ends_with("\npage\n"),
+        "{said}"
+    );
+    assert!(said.contains(" 7        8 "), "{said}");
+    let owners = host(&format!("cd {volume}; stat -c %u:%g root other"));
+    assert_eq!(owners, "100000:200000\n100007:200008\n");
+    podman.text(&format!(
+        "run -d --name box1 --network none {map} box sleep 1000"
+    ));
+    let end = podman.shell("exec -u 5:6 box1", "id -u; cat /proc/self/uid_map");
+    let said = String::from_utf8_lossy(&end.stdout);
+    assert!(
+        said.starts_with("5\n") && said.contains("100000       5000"),
+        "{end:?}"
+    );
+    podman.text("rm -f -t 0 box1");
+    podman.runtime.nothing_is_left();
+}
+
 /// If it fails, nobody reaches a server in Podman's container, or what is written to a volume is lost.
 #[test]
 fn podman_publishes_and_keeps_volumes() {
@@ -222,13 +279,7 @@ fn podman_publishes_and_keeps_volumes() {
 fn containerd_and_docker_run_and_manage() {
     let runtime = Runtime::new("docker");
     let path = |name: &str| runtime.path(name);
-    let socket = path("containerd.sock");
-    let line = format!(
-        "containerd --root {} --state {} --address {socket} --log-level warn",
-        path("cd-root"),
-        path("cd-state")
-    );
-    let containerd = Daemon::start(&line, &socket, &path("containerd.log"));
+    let (containerd, socket) = containerd(&runtime);
     let config = path("daemon.json");
     let json = serde_json::json!({"runtimes": {"cofferdam": {"path": runtime.program}}});
     fs::write(&config, json.to_string()).unwrap();
@@ -252,6 +303,14 @@ fn containerd_and_docker_run_and_manage() {
     engine.runs();
     engine.manages();
     engine.publishes(18081);
+    // The guest's memory is in the cgroup that Docker reads: tens of MiB, in which 1.5 is not.
+    engine.text("run -d --name box1 --network none box sleep 1000");
+    let used = engine.text("stats --no-stream --format {{.MemUsage}} box1");
+    let mib = used
+        .split_once("MiB /")
+        .and_then(|(mib, _)| mib.parse::<f64>().ok());
+    assert!(mib.is_some_and(|mib| mib > 30.0), "{used}");
+    engine.text("rm -f box1");
 
     let image = engine.runtime.path("image.tar");
     engine.text(&format!("save -o {image} box"));

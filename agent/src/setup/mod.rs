@@ -5,6 +5,7 @@
 mod devices;
 mod init;
 mod mounts;
+mod network;
 mod options;
 mod privileges;
 mod program;
@@ -60,8 +61,13 @@ fn run(channel: &mut Channel) -> Result<Infallible> {
     umask(Mode::empty());
     cgroup::join(&order.cgroup, &order.task)?;
     set_oom_score(&order.process)?;
+    privileges::allow_limits(&order.process)?;
     match &order.task {
-        Task::Create { spec, .. } => create_namespaces(channel, spec)?,
+        Task::Create { spec, .. } => {
+            network::set_sysctls(spec)?;
+            mounts::prepare(spec)?;
+            create_namespaces(channel, spec)?;
+        }
         Task::Exec {
             init, namespaces, ..
         } => enter_namespaces(channel, *init, namespaces)?,
@@ -197,7 +203,8 @@ fn become_container(
             "there is no uts namespace of its own",
         ));
     }
-    for (name, value) in spec.linux.sysctl.iter().flatten() {
+    let all = spec.linux.sysctl.iter().flatten();
+    for (name, value) in all.filter(|(name, _)| !network::is_sysctl(name)) {
         set_sysctl(name, value)?;
     }
     let outside = mounts::enter(spec, rootfs)?;

@@ -21,6 +21,22 @@ use crate::spec::{Mount, Spec};
 
 const NONE: Option<&str> = None;
 
+/// A sysfs that has nothing mounted in it, for containers with a user namespace.
+const SYSFS: &str = "/run/cofferdam/sysfs";
+
+/// Makes what root of a container's user namespace may not: only who owns the network namespace, which is
+/// the guest's, mounts a sysfs.
+pub fn prepare(spec: &Spec) -> Result<()> {
+    let mut kinds = spec.linux.namespaces.iter().flatten();
+    if kinds.all(|one| one.kind != "user") || Path::new(SYSFS).exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(SYSFS).context(|| format!("make the directory {SYSFS}"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("sysfs"), SYSFS, Some("sysfs"), flags, NONE)
+        .context(|| format!("mount sysfs on {SYSFS}"))
+}
+
 /// The guest's own root while a container's is already the root.
 #[derive(Debug)]
 pub struct Outside(OwnedFd);
@@ -67,6 +83,8 @@ impl Outside {
 
     /// Makes all mounts of the configuration, in its order.
     pub fn mount_all(&self, spec: &Spec) -> Result<()> {
+        let mut kinds = spec.linux.namespaces.iter().flatten();
+        let is_mapped = kinds.any(|one| one.kind == "user");
         for item in &spec.mounts {
             let what = || format!("mount on {}", item.destination);
             if !item.destination.starts_with('/') || Path::new(&item.destination) == Path::new("/")
@@ -80,7 +98,14 @@ impl Outside {
                     "mounts with mapped IDs are not supported",
                 ));
             }
-            self.mount_one(item)?;
+            if is_mapped && item.kind.as_deref() == Some("sysfs") {
+                let mut bind = item.clone();
+                bind.kind = Some("bind".into());
+                bind.source = Some(SYSFS.into());
+                self.mount_one(&bind)?;
+            } else {
+                self.mount_one(item)?;
+            }
         }
         Ok(())
     }

@@ -4,11 +4,27 @@ use std::fs;
 use std::io;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::error::{Context, Error, Result};
 use crate::spec::{Capabilities, Process};
+
+/// Raises what the resource limits may be raised to, which root of a user namespace may not do later.
+pub fn allow_limits(process: &Process) -> Result<()> {
+    for limit in process.rlimits.iter().flatten() {
+        // One that is none is refused when it is set.
+        let Some(resource) = resource(&limit.kind) else {
+            continue;
+        };
+        let about = || format!("raise {} to {}", limit.kind, limit.hard);
+        let (soft, hard) = getrlimit(resource).context(about)?;
+        if hard < limit.hard {
+            setrlimit(resource, soft, limit.hard).context(about)?;
+        }
+    }
+    Ok(())
+}
 
 /// Sets the resource limits.
 pub fn set_limits(process: &Process) -> Result<()> {

@@ -100,22 +100,25 @@ fn root_in_a_user_namespace_is_nobody_outside() {
         .as_array_mut()
         .unwrap()
         .push(json!({"type": "user"}));
-    // What a user namespace may not mount itself.
-    mapped["mounts"].as_array_mut().unwrap().retain(|mount| {
-        !["/sys", "/sys/fs/cgroup"].contains(&mount["destination"].as_str().unwrap())
-    });
+    // Which only the owner of the guest's cgroups may mount.
+    mapped["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+    mapped["linux"]["sysctl"] = json!({"net.ipv4.ping_group_range": "0 7"});
     mapped["linux"]["maskedPaths"] = json!([]);
     mapped["process"]["args"] = json!([
         "sh",
         "-c",
-        "id -u; cat /proc/self/uid_map; echo up; exec sleep 1000"
+        "id -u; cat /proc/self/uid_map; ls /sys/class/net; cat /proc/sys/net/ipv4/ping_group_range
+         echo up; exec sleep 1000"
     ]);
     let mut main = guest.run("main", &mapped);
     let output = main.read_until("up\n");
-    assert!(
-        output.starts_with("0\n") && output.contains("100000      65536"),
-        "{output}"
-    );
+    for part in ["100000      65536", "lo\n", "0\t7\n"] {
+        assert!(output.contains(part), "{part:?}: {output}");
+    }
+    assert!(output.starts_with("0\n"), "{output}");
     let mut request = ContainerRequest::new();
     request.id = "main".to_owned();
     let processes = guest.client.pids(request).unwrap().processes;
