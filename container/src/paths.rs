@@ -4,12 +4,12 @@ use std::env;
 use std::path::PathBuf;
 
 /// What outlives a boot of the host: images, containers that were made, volumes. `$COFFERDAM_DATA` if
-/// it is set, `/var/lib/cofferdam` for root, else in the user's own data directory.
+/// it is set, `/var/lib/cofferdam` for root of the host's, else in the user's own data directory.
 pub fn data() -> PathBuf {
     if let Some(path) = set("COFFERDAM_DATA") {
         return path;
     }
-    if rustix::process::geteuid().is_root() {
+    if crate::user::is_root() {
         return "/var/lib/cofferdam".into();
     }
     set("XDG_DATA_HOME")
@@ -18,13 +18,13 @@ pub fn data() -> PathBuf {
 }
 
 /// What is about running processes: sockets, locks, process numbers. `$COFFERDAM_RUN` if it is set,
-/// `/run/cofferdam` for root, else in the user's runtime directory, or beside [`data`] if the host
+/// `/run/cofferdam` for root of the host's, else in the user's runtime directory, or beside [`data`] if the host
 /// gives none.
 pub fn run() -> PathBuf {
     if let Some(path) = set("COFFERDAM_RUN") {
         return path;
     }
-    if rustix::process::geteuid().is_root() {
+    if crate::user::is_root() {
         return "/run/cofferdam".into();
     }
     match set("XDG_RUNTIME_DIR") {
