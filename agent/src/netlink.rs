@@ -133,6 +133,12 @@ impl Netlink {
         self.change(message.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()))
     }
 
+    /// Sets the address of an interface on its link.
+    pub fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        let message = Message::new(libc::RTM_NEWLINK, ACKNOWLEDGED, &link_body(index, 0, 0));
+        self.change(message.attribute(libc::IFLA_ADDRESS, &mac))
+    }
+
     /// Takes all addresses from an interface, but those that it made itself.
     pub fn remove_addresses(&mut self, index: u32) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;

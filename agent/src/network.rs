@@ -57,7 +57,11 @@ fn index_of(name: &str) -> Result<u32> {
 }
 
 fn set_interface(netlink: &mut Netlink, interface: &Interface) -> Result<()> {
-    let mut name = find(&interface.mac)?;
+    // One that was given its MAC before is found by that.
+    let mut name = match interface.device.as_str() {
+        "" => find(&interface.mac)?,
+        device => find(device).or_else(|_| find(&interface.mac))?,
+    };
     let index = index_of(&name)?;
     let addresses: Vec<_> = interface
         .addresses
@@ -68,6 +72,12 @@ fn set_interface(netlink: &mut Netlink, interface: &Interface) -> Result<()> {
     netlink
         .set_up(index, false)
         .context(|| doing("bring down"))?;
+    if !interface.device.is_empty() {
+        let mac = mac(&interface.mac)?;
+        netlink
+            .set_mac(index, mac)
+            .context(|| doing("set the MAC of"))?;
+    }
     if !interface.name.is_empty() && interface.name != name {
         netlink
             .rename(index, &interface.name)
@@ -116,6 +126,16 @@ fn find(mac: &str) -> Result<String> {
         format!("interface with MAC {mac}")
     };
     found.ok_or(Error::NotFound(what))
+}
+
+/// The bytes of a MAC.
+fn mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect();
+    let mac = bytes.and_then(|bytes| bytes.try_into().ok());
+    mac.ok_or_else(|| Error::invalid(format!("MAC {text:?}"), "not as 52:54:00:12:34:56"))
 }
 
 /// An address and the length of its prefix.
@@ -228,6 +248,18 @@ mod tests {
             "10.0.0.2/-1",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// If it fails, an interface that came late has another MAC than the engine gave it.
+    #[test]
+    fn macs_are_read() {
+        assert_eq!(
+            mac("52:54:00:12:34:ff").unwrap(),
+            [0x52, 0x54, 0, 0x12, 0x34, 0xff]
+        );
+        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "x:0:0:0:0:0"] {
+            assert!(mac(bad).is_err(), "{bad}");
         }
     }
 

@@ -62,6 +62,9 @@ pub enum MirrorError {
 /// All that a guest has of a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mirror {
+    /// The MAC of a device that waits for an interface which comes when the VM is there already.
+    #[serde(default)]
+    spare: Option<String>,
     interfaces: Vec<Interface>,
     routes: Vec<Route>,
 }
@@ -70,6 +73,9 @@ pub(crate) struct Mirror {
 struct Interface {
     name: String,
     mac: String,
+    /// The MAC that its device in the VM was made with, if not that.
+    #[serde(default)]
+    device: String,
     mtu: u32,
     addresses: Vec<String>,
 }
@@ -121,6 +127,8 @@ struct Line {
 
 /// How our taps are called; what else is called so is not mirrored.
 const TAP: &str = "cofferdam";
+/// The MAC of a device that waits for an interface, until it gets that one's.
+const SPARE: &str = "02:00:00:00:00:01";
 
 /// Enters the namespace at a path, or makes one. This thread and those that it starts from now on are
 /// in it.
@@ -218,11 +226,27 @@ impl Mirror {
             .collect();
         // What gateways are reached by comes first.
         routes.sort_by_key(|route| !route.gateway.is_empty());
-        Self { interfaces, routes }
+        Self {
+            spare: None,
+            interfaces,
+            routes,
+        }
     }
 
-    /// A tap for each interface.
+    /// Where there is no interface yet, has a device that waits for one.
+    pub(crate) fn wait_for_one(&mut self) {
+        self.spare = self.interfaces.is_empty().then(|| SPARE.to_owned());
+    }
+
+    /// A tap for each interface, or one for that which may come.
     pub(crate) fn taps(&self) -> Vec<Tap> {
+        if let Some(mac) = &self.spare {
+            return vec![Tap {
+                name: format!("{TAP}0"),
+                mac: mac.clone(),
+                mtu: None,
+            }];
+        }
         let tap = |(number, interface): (usize, &Interface)| Tap {
             name: format!("{TAP}{number}"),
             mac: interface.mac.clone(),
@@ -243,13 +267,24 @@ impl Mirror {
         Ok(())
     }
 
-    /// What has changed since `before`: nothing, or what the guest is to be told.
-    pub(crate) fn since(&self, before: &Self) -> Result<bool, MirrorError> {
-        let knows = |one: &Interface| before.interfaces.iter().any(|other| other.mac == one.mac);
-        match self.interfaces.iter().find(|one| !knows(one)) {
-            Some(late) => Err(MirrorError::Late(late.name.clone())),
-            None => Ok(self != before),
+    /// What has changed since `before`: nothing, or what the guest is to be told. An interface that has come
+    /// takes the device that waited for one, and is joined with its tap.
+    pub(crate) fn since(&mut self, before: &Self) -> Result<bool, MirrorError> {
+        self.spare.clone_from(&before.spare);
+        for one in &mut self.interfaces {
+            let known = before.interfaces.iter().find(|other| other.mac == one.mac);
+            one.device = match known {
+                Some(known) => known.device.clone(),
+                None => {
+                    let late = || MirrorError::Late(one.name.clone());
+                    self.spare.take().ok_or_else(late)?
+                }
+            };
         }
+        if self.spare != before.spare {
+            self.join()?;
+        }
+        Ok(self != before)
     }
 
     /// As the agent is told.
@@ -259,6 +294,7 @@ impl Mirror {
             let mut interface = api::Interface::new();
             interface.name.clone_from(&one.name);
             interface.mac.clone_from(&one.mac);
+            interface.device.clone_from(&one.device);
             interface.mtu = one.mtu;
             interface.addresses.clone_from(&one.addresses);
             request.interfaces.push(interface);
@@ -290,6 +326,7 @@ fn interface(link: Link) -> Interface {
             .collect(),
         name: link.ifname,
         mac: link.address,
+        device: String::new(),
         mtu: link.mtu,
     }
 }
@@ -372,11 +409,25 @@ mod tests {
     #[test]
     fn changes_are_seen() {
         let network = example();
-        assert!(!network.since(&network).unwrap());
+        assert!(!network.clone().since(&network).unwrap());
         let mut before = network.clone();
         before.routes.clear();
-        assert!(network.since(&before).unwrap());
-        let error = network.since(&Mirror::default()).unwrap_err().to_string();
+        assert!(network.clone().since(&before).unwrap());
+        let error = network.clone().since(&Mirror::default());
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("eth0"), "{error}");
+    }
+
+    /// If it fails, a guest whose network comes late has no device for it, or one that nobody needs.
+    #[test]
+    fn a_device_waits_where_there_is_none() {
+        let mut network = example();
+        network.wait_for_one();
+        assert_eq!(network.taps()[0].mac, "ca:fe:00:00:00:01");
+        let mut none = Mirror::default();
+        none.wait_for_one();
+        let [tap] = none.taps().try_into().unwrap();
+        assert_eq!((tap.name.as_str(), tap.mac.as_str()), ("cofferdam0", SPARE));
+        assert!(none.request().interfaces.is_empty());
     }
 }

@@ -251,6 +251,20 @@ fn podman_maps_users() {
         "{end:?}"
     );
     podman.text("rm -f -t 0 box1");
+    // Its network comes when it is made already.
+    podman.text(&format!(
+        "run -d --name web {map} -p 18082:80 box httpd -f -h /www"
+    ));
+    wait_until("the page", || {
+        host("curl -s --max-time 5 http://127.0.0.1:18082/ || :") == "page\n"
+    });
+    let mac =
+        podman.text("inspect -f {{range.NetworkSettings.Networks}}{{.MacAddress}}{{end}} web");
+    assert!(
+        podman.text("exec web ip addr show eth0").contains(&mac),
+        "{mac}"
+    );
+    podman.text("rm -f -t 0 web");
     podman.runtime.nothing_is_left();
 }
 

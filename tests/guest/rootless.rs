@@ -26,7 +26,7 @@ for name in passwd group subuid subgid; do mount --bind "$dir/$name" /etc/$name;
 # Engines do not pass on what is in our environment.
 printf '#!/bin/sh\nCOFFERDAM_GUEST=%s exec %s runc "$@"\n' "$dir/guest" "$dir/bin/cofferdam" >"$dir/cofferdam-runc"
 mkdir -p "$dir/box/bin" "$dir/box/etc" "$dir/box/www"; cp /bin/busybox "$dir/box/bin"; echo page >"$dir/box/www/index.html"
-for one in sh id cat ls touch chown httpd sleep; do ln -s busybox "$dir/box/bin/$one"; done
+for one in sh id ip cat ls touch chown httpd sleep; do ln -s busybox "$dir/box/bin/$one"; done
 chmod a+rx "$dir" "$dir/cofferdam-runc"; chown 1500:1500 "$dir/home" /mnt/run
 export USER=tester LOGNAME=tester HOME="$dir/home" XDG_RUNTIME_DIR=/mnt/run PATH="$dir/bin:$PATH" COFFERDAM_GUEST="$dir/guest" DIR="$dir"
 unset COFFERDAM_DATA COFFERDAM_RUN
@@ -100,6 +100,8 @@ grep -x page page
 podman exec web id
 podman stop -t 0 web
 podman rm web
+podman run --rm --network slirp4netns --userns=keep-id box ip addr show tap0 >out
+grep 'inet 10\.0\.2\.100' out
 ! pgrep -x cofferdam
 test -z "$(ls "$XDG_RUNTIME_DIR/cofferdam/oci" "$XDG_RUNTIME_DIR/cofferdam/runc" | grep -v :)"
 "#;

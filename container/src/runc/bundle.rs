@@ -168,6 +168,17 @@ impl Bundle {
         process.and_then(|process| process.terminal()) == Some(true)
     }
 
+    /// Whether its network may be set up when it is made already: of a container with a user namespace
+    /// engines (Podman) take the network namespace from its process.
+    pub(super) fn may_get_network_late(&self) -> bool {
+        let linux = self.spec.linux().as_ref();
+        let mut namespaces = linux
+            .and_then(|linux| linux.namespaces().as_ref())
+            .into_iter()
+            .flatten();
+        self.netns == Netns::New && namespaces.any(|one| one.typ() == LinuxNamespaceType::User)
+    }
+
     /// Whether not even the guest's kernel can write to the root. Where the container's own /dev is in
     /// the root, the guest makes devices there before it is read-only.
     fn is_read_only(&self) -> bool {

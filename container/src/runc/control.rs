@@ -212,14 +212,13 @@ fn warn<E: std::error::Error>(done: Result<(), E>) {
 /// Tells the guest what has changed in the container's network namespace since it was made.
 fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
     let netns = container.netns();
-    // On a thread of its own, as it stays in the namespace.
-    let scan = || mirror::enter_path(&netns).and_then(|()| Mirror::scan());
-    let now = thread::scope(|scope| scope.spawn(scan).join());
-    let now = match now {
-        Ok(now) => now?,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    if now.since(&container.record.network)? {
+    let before = &container.record.network;
+    let (now, is_new) = mirror::within(&netns, || {
+        let mut now = Mirror::scan()?;
+        let is_new = now.since(before)?;
+        Ok::<_, MirrorError>((now, is_new))
+    })??;
+    if is_new {
         agent.network(now.request())?;
         container.record.network = now;
     }

@@ -194,7 +194,10 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         &container.state(),
         &bundle.dir,
     )?;
-    let network = Mirror::scan()?;
+    let mut network = Mirror::scan()?;
+    if bundle.may_get_network_late() {
+        network.wait_for_one();
+    }
     let guest = guest(&bundle, &container, window, &network)?;
     let machine = bundle.machine(container.record.run.clone(), network.taps());
     let (ready, is_ready) = channel();
