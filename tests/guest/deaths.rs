@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::engines::{Engine, containerd};
+use crate::engines::{Engine, containerd, dockerd};
 use crate::harness::{host, wait_until};
 use crate::runc::Runtime;
 
@@ -171,5 +171,37 @@ fn containerd_and_its_shim_are_killed() {
             "{stage}, {victim}: {state}"
         );
         assert!(!std::fs::exists("/sys/fs/cgroup/default/one").unwrap());
+    }
+}
+
+/// If it fails, a container of a dockerd that was killed lives on as a VM that the next one does not end, or
+/// cannot remove.
+#[test]
+fn dockerd_is_killed() {
+    let runtime = Runtime::new("docker-dies");
+    let (daemon, socket) = containerd(&runtime);
+    let mut docker = Engine::docker(runtime, &socket, daemon);
+    let monitor = format!("boot --config {}", docker.runtime.path(""));
+    for stage in ["create", "exec"] {
+        let run = "run -d --name one --network none box sleep 1000";
+        let mut doing = if stage == "create" {
+            let doing = spawn(docker.command(run));
+            wait_until("a VM", || is_there(&monitor));
+            doing
+        } else {
+            docker.text(run);
+            let doing = spawn(docker.command("exec one sleep 1000"));
+            wait_until("the exec", || is_there("runc exec-shim"));
+            doing
+        };
+        docker.daemons.remove(0).kill();
+        doing.wait().unwrap();
+        let again = dockerd(&docker.runtime, &socket);
+        docker.daemons.insert(0, again);
+        wait_until("Docker", || docker.run("version").status.success());
+        let end = docker.run("rm -f one");
+        assert!(end.status.success(), "{stage}: {end:?}");
+        wait_until("the end of the VM", || !is_there(&monitor));
+        docker.runtime.nothing_is_left();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::harness::{host, wait_until};
 use crate::runc::{Runtime, big, code};
@@ -12,7 +13,10 @@ pub struct Engine {
     program: Vec<String>,
     /// Options of `run`.
     run: &'static str,
-    _daemons: Vec<Daemon>,
+    /// The one that it talks to first.
+    pub daemons: Vec<Daemon>,
+    /// Held while there is a dockerd: they share a bridge, and rules of the firewall.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// A process that ends with the test.
@@ -59,6 +63,24 @@ pub fn containerd(runtime: &Runtime) -> (Daemon, String) {
     (daemon, socket)
 }
 
+/// Docker's, with directories of the test's own.
+pub fn dockerd(runtime: &Runtime, containerd_socket: &str) -> Daemon {
+    let path = |name: &str| runtime.path(name);
+    let (config, socket) = (path("daemon.json"), path("docker.sock"));
+    let json = serde_json::json!({"runtimes": {"cofferdam": {"path": runtime.program}}});
+    fs::write(&config, json.to_string()).unwrap();
+    // Of one that was killed.
+    let _ = fs::remove_file(&socket);
+    let line = format!(
+        "dockerd --config-file {config} --data-root {} --exec-root {} --pidfile {} -s vfs \
+         -H unix://{socket} --containerd {containerd_socket}",
+        path("root"),
+        path("exec"),
+        path("docker.pid")
+    );
+    Daemon::start(&line, &socket, &path("docker.log"))
+}
+
 /// A disk in compressed memory, mounted: there, zeros take no room. A file in the lab's memory itself would
 /// be the container's by its cgroup, and could not be written back.
 struct Disk {
@@ -103,8 +125,27 @@ impl Engine {
             program: line.split_whitespace().map(str::to_owned).collect(),
             runtime,
             run: "",
-            _daemons: Vec::new(),
+            daemons: Vec::new(),
+            _alone: None,
         };
+        engine.import();
+        engine
+    }
+
+    /// Docker, with a containerd of the test's own.
+    pub fn docker(runtime: Runtime, containerd_socket: &str, containerd: Daemon) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dockerd = dockerd(&runtime, containerd_socket);
+        let socket = format!("unix://{}", runtime.path("docker.sock"));
+        let engine = Self {
+            program: vec!["docker".into(), "-H".into(), socket],
+            run: "--runtime cofferdam",
+            runtime,
+            daemons: vec![dockerd, containerd],
+            _alone: Some(alone),
+        };
+        wait_until("Docker", || engine.run("version").status.success());
         engine.import();
         engine
     }
@@ -292,28 +333,8 @@ fn podman_publishes_and_keeps_volumes() {
 #[test]
 fn containerd_and_docker_run_and_manage() {
     let runtime = Runtime::new("docker");
-    let path = |name: &str| runtime.path(name);
     let (containerd, socket) = containerd(&runtime);
-    let config = path("daemon.json");
-    let json = serde_json::json!({"runtimes": {"cofferdam": {"path": runtime.program}}});
-    fs::write(&config, json.to_string()).unwrap();
-    let docker = path("docker.sock");
-    let line = format!(
-        "dockerd --config-file {config} --data-root {} --exec-root {} --pidfile {} -s vfs \
-         -H unix://{docker} --containerd {socket}",
-        path("root"),
-        path("exec"),
-        path("docker.pid")
-    );
-    let dockerd = Daemon::start(&line, &docker, &path("docker.log"));
-    let engine = Engine {
-        program: vec!["docker".into(), "-H".into(), format!("unix://{docker}")],
-        run: "--runtime cofferdam",
-        runtime,
-        _daemons: vec![dockerd, containerd],
-    };
-    wait_until("Docker", || engine.run("version").status.success());
-    engine.import();
+    let engine = Engine::docker(runtime, &socket, containerd);
     engine.runs();
     engine.manages();
     engine.publishes(18081);
