@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,23 @@ impl Cgroup {
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory of one below it, as a path from it.
+    pub fn below(&self, path: &str) -> Result<String> {
+        let what = || format!("cgroup {path}");
+        let steps = Path::new(path).components();
+        let mut steps =
+            steps.filter(|step| !matches!(step, Component::RootDir | Component::CurDir));
+        if path.contains(':') || !steps.all(|step| matches!(step, Component::Normal(_))) {
+            let why = "a path below the container's is expected; cgroup v2 has no others";
+            return Err(Error::invalid(what(), why));
+        }
+        let dir = self.path.join(path.trim_start_matches('/'));
+        if !dir.is_dir() {
+            return Err(Error::invalid(what(), "there is none in the container"));
+        }
+        Ok(dir.display().to_string())
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {
@@ -401,6 +418,20 @@ mod tests {
             r#"{"memory":{"disableOOMKiller":true}}"#,
         ] {
             assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    /// If it fails, a process gets out of its container's cgroup, or cannot be in one below.
+    #[test]
+    fn cgroups_below_are_found() {
+        let cgroup = Cgroup {
+            path: "/proc".into(),
+        };
+        assert_eq!(cgroup.below("").unwrap(), "/proc/");
+        assert_eq!(cgroup.below("/").unwrap(), "/proc/");
+        assert_eq!(cgroup.below("/self").unwrap(), "/proc/self");
+        for bad in ["..", "self/../..", "cpu:self", "nothing"] {
+            assert!(cgroup.below(bad).is_err(), "{bad}");
         }
     }
 

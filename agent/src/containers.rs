@@ -416,7 +416,7 @@ impl Containers {
             }
             Order {
                 process,
-                cgroup: container.cgroup.path().display().to_string(),
+                cgroup: container.cgroup.below(&request.cgroup)?,
                 size: size_of_terminal(&request.size),
                 task: Task::Exec {
                     init: container.init.pid,

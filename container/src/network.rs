@@ -57,7 +57,7 @@ pub fn uplink(options: &Options) -> Result<Option<Uplink>, NetworkError> {
 }
 
 /// The host's default route and the address of its interface.
-fn host_uplink() -> Option<Uplink> {
+pub fn host_uplink() -> Option<Uplink> {
     let (interface, gateway) = default_route(&fs::read_to_string("/proc/net/route").ok()?)?;
     getifaddrs().ok()?.find_map(|entry| {
         let of = |address: Option<nix::sys::socket::SockaddrStorage>| {
@@ -70,6 +70,12 @@ fn host_uplink() -> Option<Uplink> {
             gateway,
         })
     })
+}
+
+/// Whether the host has passt installed.
+pub fn has_passt() -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|dir| dir.join("passt").is_file())
 }
 
 /// The interface and gateway of the default route in the text of /proc/net/route, that with the

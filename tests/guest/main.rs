@@ -30,6 +30,7 @@ mod pmem;
 mod rng;
 mod rootless;
 mod runc;
+mod runc_suites;
 mod storm;
 mod systemd;
 mod terminal;

@@ -84,12 +84,12 @@ impl Runtime {
     }
 
     /// Runs a command whose last argument is a script.
-    fn shell(&self, line: &str, script: &str) -> Output {
+    pub fn shell(&self, line: &str, script: &str) -> Output {
         let mut command = self.command(line);
         command.args(["sh", "-c", script]).output().unwrap()
     }
 
-    fn command(&self, line: &str) -> Command {
+    pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.program);
         let (root, log) = (self.path("state"), self.path("log"));
         command.args(["--root", &root, "--log", &log, "--log-format", "json"]);
@@ -108,7 +108,7 @@ impl Runtime {
 
     /// `create` as engines call it: what the container prints goes to the file `ID.out`.
     #[track_caller]
-    fn create(&self, bundle: &str, id: &str) {
+    pub fn create(&self, bundle: &str, id: &str) {
         let out = fs::File::create(self.path(&format!("{id}.out"))).unwrap();
         let pid = self.path(&format!("{id}.pid"));
         let mut command = self.command(&format!("create --bundle {bundle} --pid-file {pid} {id}"));
@@ -116,7 +116,7 @@ impl Runtime {
         assert!(command.status().unwrap().success(), "{}", self.log());
     }
 
-    fn state(&self, id: &str) -> Value {
+    pub fn state(&self, id: &str) -> Value {
         serde_json::from_str(&self.text(&format!("state {id}"))).unwrap()
     }
 
@@ -125,11 +125,11 @@ impl Runtime {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    fn printed(&self, id: &str) -> String {
+    pub fn printed(&self, id: &str) -> String {
         fs::read_to_string(self.path(&format!("{id}.out"))).unwrap()
     }
 
-    fn wait_stopped(&self, id: &str) {
+    pub fn wait_stopped(&self, id: &str) {
         wait_until("the container's end", || {
             self.state(id)["status"] == "stopped"
         });
@@ -337,8 +337,8 @@ fn a_bundle_runs_and_fails() {
         ("permission denied", |c| {
             c["process"]["args"] = json!(["/www/index.html"])
         }),
-        ("network namespace", |c| {
-            c["linux"]["namespaces"] = json!([{"type": "pid"}])
+        ("share no kernel", |c| {
+            c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
         }),
         ("the prestart hook /bin/false failed", |c| {
             c["hooks"]["prestart"] = json!([{"path": "/bin/false"}]);

@@ -9,6 +9,7 @@ mod network;
 mod options;
 mod privileges;
 mod program;
+mod schedule;
 mod seccomp;
 mod userns;
 mod users;
@@ -306,6 +307,7 @@ fn become_process(
         be_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
     }
     privileges::set_limits(process)?;
+    schedule::set(process)?;
     let cwd = if process.cwd.is_empty() {
         "/"
     } else {
@@ -367,12 +369,6 @@ fn refuse_labels(process: &Process) -> Result<()> {
             "process.selinuxLabel",
             "the guest's kernel has no SELinux",
         ));
-    }
-    if process.io_priority.is_some() {
-        return Err(Error::invalid("process.ioPriority", "it is not supported"));
-    }
-    if process.scheduler.is_some() {
-        return Err(Error::invalid("process.scheduler", "it is not supported"));
     }
     Ok(())
 }

@@ -306,9 +306,11 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 /// What is done when all is mounted: what must not be seen, what must not be written, the root.
 pub fn restrict(spec: &Spec) -> Result<()> {
     for path in spec.linux.readonly_paths.iter().flatten() {
+        absolute("linux.readonlyPaths", path)?;
         make_read_only(path)?;
     }
     for path in spec.linux.masked_paths.iter().flatten() {
+        absolute("linux.maskedPaths", path)?;
         mask(path)?;
     }
     if let Some(flags) = spec
@@ -324,6 +326,13 @@ pub fn restrict(spec: &Spec) -> Result<()> {
         mount(NONE, "/", NONE, flags, NONE).context(|| "make the root read-only".into())?;
     }
     Ok(())
+}
+
+fn absolute(field: &str, path: &str) -> Result<()> {
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    Err(Error::invalid(field, format!("{path} is not absolute")))
 }
 
 /// Whether a path that need not be there is not there.

@@ -90,6 +90,8 @@ const RECURSIVE: &[(&str, u64, u64)] = &[
         libc::MOUNT_ATTR__ATIME,
     ),
     ("ratime", 0, libc::MOUNT_ATTR__ATIME),
+    ("rnorelatime", 0, libc::MOUNT_ATTR__ATIME),
+    ("rnostrictatime", 0, libc::MOUNT_ATTR__ATIME),
     ("rnosymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW, 0),
     ("rsymfollow", 0, libc::MOUNT_ATTR_NOSYMFOLLOW),
 ];

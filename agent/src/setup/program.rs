@@ -1,5 +1,6 @@
 //! The last step: which program it is, and becoming it.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
@@ -35,12 +36,10 @@ impl Program {
         let name = args.first().filter(|name| !name.is_empty());
         let name =
             name.ok_or_else(|| Error::invalid("process.args", "there is no program in it"))?;
-        let mut env = process.env.clone().unwrap_or_default();
+        let mut env = last_of_each(process.env.as_deref().unwrap_or_default());
         let value = |env: &[String], name: &str| {
-            // The last one counts, as for libc's users that set one after the other.
             let found = env
                 .iter()
-                .rev()
                 .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
             found.map(str::to_owned)
         };
@@ -72,6 +71,20 @@ impl Program {
             source: error.into(),
         })
     }
+}
+
+/// The variables, of those with one name the last: programs would take the first.
+fn last_of_each(env: &[String]) -> Vec<String> {
+    let name = |pair: &'_ String| pair.split_once('=').map(|(name, _)| name.to_owned());
+    let mut seen = BTreeSet::new();
+    let mut kept: Vec<_> = env
+        .iter()
+        .rev()
+        .filter(|pair| name(pair).is_none_or(|name| seen.insert(name)))
+        .cloned()
+        .collect();
+    kept.reverse();
+    kept
 }
 
 /// The path of a program: as execvp(3) looks for it.
@@ -167,5 +180,7 @@ mod tests {
         };
         assert_eq!(with(&["A=b"]), ["A=b", "HOME=/root"]);
         assert_eq!(with(&["HOME=/x"]), ["HOME=/x"]);
+        let twice = ["A=1", "HOME=/x", "odd", "A=2", "odd"];
+        assert_eq!(with(&twice), ["HOME=/x", "odd", "A=2", "odd"]);
     }
 }

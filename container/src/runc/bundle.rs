@@ -4,17 +4,21 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::sched::CloneFlags;
 use oci_spec::runtime::{
-    Hooks, LinuxDevice, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount,
-    Spec,
+    Hooks, LinuxMemory, LinuxMemoryPolicy, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
+    LinuxSeccompAction, MemoryPolicyModeType, Spec,
 };
 
+use super::limits;
+use super::mounts::{self, Share};
 use super::rootfs::{self, Place};
+use crate::network;
 use crate::options::Bytes;
-use crate::vm::{Machine, Root, Shared, Tap, storage_path};
+use crate::vm::{Machine, Root, Shared, Tap};
 
 /// Why a bundle cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -55,12 +59,15 @@ pub(super) enum BundleError {
     },
 }
 
-fn refuse<T>(field: &'static str, why: impl Into<String>) -> Result<T, BundleError> {
+pub(super) fn refuse<T>(field: &'static str, why: impl Into<String>) -> Result<T, BundleError> {
     let why = why.into();
     Err(BundleError::Refused { field, why })
 }
 
-fn file<'a>(field: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> BundleError + 'a {
+pub(super) fn file<'a>(
+    field: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> BundleError + 'a {
     move |source| BundleError::File {
         field,
         path: path.to_owned(),
@@ -75,24 +82,18 @@ pub(super) enum Netns {
     New,
     /// One that the engine made.
     Path(PathBuf),
+    /// The host's: the guest reaches out through it, as a user's program does.
+    Host,
 }
 
 impl Netns {
     /// Where it is, if it is there already.
     pub(super) fn path(&self) -> Option<&Path> {
         match self {
-            Self::New => None,
+            Self::New | Self::Host => None,
             Self::Path(path) => Some(path),
         }
     }
-}
-
-/// Something of the host's that is mounted in the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Share {
-    pub source: PathBuf,
-    pub target: PathBuf,
-    pub read_only: bool,
 }
 
 /// A bundle that can be run.
@@ -107,6 +108,11 @@ pub(super) struct Bundle {
     pub hooks: Hooks,
     pub annotations: HashMap<String, String>,
     pub netns: Netns,
+    /// Kinds that the process which stands for the container is to have of its own; not the mount and
+    /// the network namespace.
+    pub own_namespaces: CloneFlags,
+    /// It is configured with one.
+    pub has_mount_namespace: bool,
     pub cgroups_path: Option<PathBuf>,
     /// What the host's cgroup is limited to.
     pub resources: LinuxResources,
@@ -137,8 +143,9 @@ impl Bundle {
         if !rootfs.is_dir() {
             return refuse("root.path", format!("{} is no directory", rootfs.display()));
         }
-        let netns = namespaces(&mut spec)?;
-        let shares = mounts(&mut spec, &dir)?;
+        let namespaces = namespaces(&mut spec)?;
+        mounts::ordinary_places(&spec, &rootfs)?;
+        let shares = mounts::mounts(&mut spec, &dir)?;
         if let Some(process) = spec.process_mut() {
             // Names of the host's rules for its own system calls and files, which nobody in the
             // guest reaches.
@@ -156,7 +163,9 @@ impl Bundle {
             shares,
             hooks,
             annotations,
-            netns,
+            netns: namespaces.network,
+            own_namespaces: namespaces.own,
+            has_mount_namespace: namespaces.has_mount,
             cgroups_path,
             resources,
         })
@@ -230,7 +239,10 @@ impl Bundle {
                 })
                 .collect(),
             disks: Vec::new(),
-            uplink: None,
+            uplink: match self.netns {
+                Netns::Host => network::host_uplink().filter(|_| network::has_passt()),
+                _ => None,
+            },
             ports: Vec::new(),
             taps,
             // The shim is in both already.
@@ -243,19 +255,27 @@ impl Bundle {
 
 /// A limit that is one.
 fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let unified = resources.unified().as_ref();
+    if let Some(max) = unified.and_then(|all| all.get("memory.max")) {
+        return max.trim().parse().ok().filter(|limit| *limit > 0);
+    }
     let limit = resources.memory().as_ref().and_then(LinuxMemory::limit)?;
     u64::try_from(limit).ok().filter(|limit| *limit > 0)
 }
 
 /// How many CPUs a container may use, by its quota, or by the set that it is bound to.
 fn cpus(resources: &LinuxResources) -> Option<f64> {
-    let cpu = resources.cpu().as_ref()?;
-    let quota = cpu.quota().filter(|quota| *quota > 0);
-    match (quota, cpu.period(), cpu.cpus()) {
+    let cpu = resources.cpu().clone().unwrap_or_default();
+    let unified = |file: &str| resources.unified().as_ref()?.get(file);
+    let (quota, period) = match unified("cpu.max").and_then(|max| max.split_once(' ')) {
+        Some((quota, period)) => (quota.trim().parse().ok(), period.trim().parse().ok()),
+        None => (cpu.quota(), cpu.period()),
+    };
+    let set = unified("cpuset.cpus").or(cpu.cpus().as_ref());
+    match (quota.filter(|quota| *quota > 0), set) {
         #[expect(clippy::cast_precision_loss, reason = "microseconds")]
-        (Some(quota), period, _) => Some(quota as f64 / period.unwrap_or(100_000).max(1) as f64),
-        (None, _, Some(set)) => count(set).map(f64::from),
-        _ => None,
+        (Some(quota), _) => Some(quota as f64 / period.unwrap_or(100_000).max(1) as f64),
+        (None, set) => count(set?).map(f64::from),
     }
 }
 
@@ -270,11 +290,22 @@ fn count(set: &str) -> Option<u32> {
     parts.map(range).sum::<Option<u32>>().filter(|all| *all > 0)
 }
 
+/// What namespaces a container has on the host.
+struct Namespaces {
+    network: Netns,
+    own: CloneFlags,
+    has_mount: bool,
+}
+
 /// Takes the network namespace out, and refuses what joins other containers.
-fn namespaces(spec: &mut Spec) -> Result<Netns, BundleError> {
+fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
     const FIELD: &str = "linux.namespaces";
     let linux = spec.linux_mut().get_or_insert_default();
-    let mut netns = None;
+    let mut found = Namespaces {
+        network: Netns::Host,
+        own: CloneFlags::empty(),
+        has_mount: false,
+    };
     for namespace in linux.namespaces_mut().iter_mut().flatten() {
         let path = namespace
             .path()
@@ -283,7 +314,7 @@ fn namespaces(spec: &mut Spec) -> Result<Netns, BundleError> {
         match (namespace.typ(), path) {
             (LinuxNamespaceType::Network, path) => {
                 namespace.set_path(None);
-                netns = Some(path.map_or(Netns::New, Netns::Path));
+                found.network = path.map_or(Netns::New, Netns::Path);
             }
             (LinuxNamespaceType::Time, _) => {
                 return refuse(
@@ -291,8 +322,15 @@ fn namespaces(spec: &mut Spec) -> Result<Netns, BundleError> {
                     "a time namespace is not there; the guest has a clock of its own",
                 );
             }
-            (_, None) => {
+            (kind, None) => {
                 namespace.set_path(None);
+                found.has_mount |= kind == LinuxNamespaceType::Mount;
+                found.own |= match kind {
+                    LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+                    LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+                    LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+                    _ => CloneFlags::empty(),
+                };
             }
             (kind, Some(path)) => {
                 return refuse(
@@ -306,79 +344,7 @@ fn namespaces(spec: &mut Spec) -> Result<Netns, BundleError> {
             }
         }
     }
-    netns.map_or_else(
-        || {
-            refuse(
-                FIELD,
-                "there is no network namespace, but a VM cannot have the host's network; give it \
-                 one of its own (--network bridge or none)",
-            )
-        },
-        Ok,
-    )
-}
-
-/// Lets binds come from what the agent mounts, and gives what is to be shared.
-fn mounts(spec: &mut Spec, dir: &Path) -> Result<Vec<Share>, BundleError> {
-    let mut shares = Vec::new();
-    for mount in spec.mounts_mut().iter_mut().flatten() {
-        let options = mount.options().clone().unwrap_or_default();
-        let has = |name: &str| options.iter().any(|option| option == name);
-        let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
-        if !is_bind {
-            continue;
-        }
-        let source = mount.source().clone().unwrap_or_default();
-        let source = dir.join(source);
-        let source = source.canonicalize().map_err(file("mounts", &source))?;
-        if let Some(tmpfs) = shared_memory(mount, &source) {
-            *mount = tmpfs;
-            continue;
-        }
-        let kind = fs::metadata(&source)
-            .map_err(file("mounts", &source))?
-            .file_type();
-        if !kind.is_dir() && !kind.is_file() {
-            let what = match kind.is_socket() {
-                true => "a socket, whose other end is on another kernel",
-                false => "neither a directory nor a regular file",
-            };
-            return refuse("mounts", format!("{} is {what}", source.display()));
-        }
-        mount.set_source(Some(storage_path(shares.len())));
-        if mount.typ().is_none() {
-            mount.set_typ(Some("bind".into()));
-        }
-        shares.push(Share {
-            source,
-            target: mount.destination().clone(),
-            read_only: has("ro") || has("rro"),
-        });
-    }
-    Ok(shares)
-}
-
-/// Shared memory that an engine prepared on the host: in the guest it is the guest's own, of the same
-/// size.
-fn shared_memory(mount: &Mount, source: &Path) -> Option<Mount> {
-    if mount.destination() != Path::new("/dev/shm") {
-        return None;
-    }
-    let about = rustix::fs::statfs(source).ok()?;
-    if about.f_type != libc::TMPFS_MAGIC {
-        return None;
-    }
-    let size = about
-        .f_blocks
-        .saturating_mul(u64::try_from(about.f_bsize).unwrap_or(0));
-    let mut tmpfs = Mount::default();
-    tmpfs.set_destination("/dev/shm".into());
-    tmpfs.set_typ(Some("tmpfs".into()));
-    tmpfs.set_source(Some("shm".into()));
-    let options = ["nosuid", "nodev", "noexec", "mode=1777"].map(str::to_owned);
-    let size = (size > 0).then(|| format!("size={size}"));
-    tmpfs.set_options(Some(options.into_iter().chain(size).collect()));
-    Some(tmpfs)
+    Ok(found)
 }
 
 /// What of `linux` is the host's: its cgroup and the limits that name the host's own things.
@@ -387,15 +353,15 @@ fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleErr
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt", "it is not supported");
     }
-    for device in linux.devices().iter().flatten() {
-        if !is_everywhere(device) {
-            let path = device.path().display();
-            return refuse(
-                "linux.devices",
-                format!("{path} is a device of the host's, which the VM does not have"),
-            );
-        }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|all| !all.is_empty())
+    {
+        return refuse("linux.netDevices", "moving interfaces is not supported");
     }
+    memory_policy(linux.memory_policy().as_ref())?;
+    seccomp(linux.seccomp().as_ref())?;
     linux.set_mount_label(None);
     let path = linux.cgroups_path().clone();
     linux.set_cgroups_path(None);
@@ -406,6 +372,9 @@ fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleErr
             cpu.set_cpus(None);
             cpu.set_mems(None);
         }
+        if let Some(unified) = resources.unified_mut() {
+            unified.retain(|file, _| !limits::is_of_the_host(file));
+        }
         resources.set_block_io(None);
         resources.set_hugepage_limits(None);
         resources.set_network(None);
@@ -414,19 +383,47 @@ fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleErr
     Ok((path, resources))
 }
 
-/// Whether a device is the same in every Linux: those of memory and terminals, fuse, tun.
-fn is_everywhere(device: &LinuxDevice) -> bool {
-    if device.typ() == LinuxDeviceType::P {
-        return true;
+/// A guest has one node of memory, whose policy is the default one.
+fn memory_policy(policy: Option<&LinuxMemoryPolicy>) -> Result<(), BundleError> {
+    let Some(policy) = policy else { return Ok(()) };
+    let has_nodes = policy
+        .nodes()
+        .as_ref()
+        .is_some_and(|nodes| !nodes.trim().is_empty());
+    let has_flags = policy.flags().as_ref().is_some_and(|all| !all.is_empty());
+    match policy.mode() {
+        MemoryPolicyModeType::MpolDefault if !has_nodes && !has_flags => Ok(()),
+        _ => refuse(
+            "linux.memoryPolicy",
+            "the guest's kernel knows no nodes of memory",
+        ),
     }
-    let numbers = (device.major(), device.minor());
-    let is_char = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
-    is_char && (matches!(numbers, (1 | 5, _)) || matches!(numbers, (10, 200 | 229)))
+}
+
+/// Refuses to ask somebody on the host about calls of the guest's.
+fn seccomp(seccomp: Option<&LinuxSeccomp>) -> Result<(), BundleError> {
+    let Some(seccomp) = seccomp else {
+        return Ok(());
+    };
+    let is_asked = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let mut calls = seccomp.syscalls().iter().flatten();
+    if !is_asked(seccomp.default_action()) && !calls.any(|call| is_asked(call.action())) {
+        return Ok(());
+    }
+    // Who waits there learns that nothing comes.
+    if let Some(path) = seccomp.listener_path() {
+        let _ = UnixStream::connect(path);
+    }
+    refuse(
+        "linux.seccomp",
+        "SCMP_ACT_NOTIFY: who is asked on the host cannot answer for another kernel's calls",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::storage_path;
 
     type Change = fn(&mut serde_json::Value);
 
@@ -498,20 +495,24 @@ mod tests {
     /// If it fails, a container silently lacks what was asked for.
     #[test]
     fn what_cannot_be_is_refused() {
-        let changes: [(&str, Change); 6] = [
-            ("network", |c| {
-                c["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}])
-            }),
+        let changes: [(&str, Change); 7] = [
             ("share no kernel", |c| {
                 c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
             }),
-            ("/dev/sda", |c| {
-                c["linux"]["devices"] =
-                    serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+            ("SCMP_ACT_NOTIFY", |c| {
+                c["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW",
+                    "listenerPath": "/nothing",
+                    "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+            }),
+            ("memoryPolicy", |c| {
+                c["linux"]["memoryPolicy"] = serde_json::json!({"mode": "MPOL_BIND", "nodes": "0"});
             }),
             ("/dev/null", |c| {
                 c["mounts"][0] =
                     serde_json::json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
+            }),
+            ("netDevices", |c| {
+                c["linux"]["netDevices"] = serde_json::json!({"eth9": {}})
             }),
             ("version", |c| c["ociVersion"] = "2.0.0".into()),
             ("root", |c| {
@@ -524,6 +525,23 @@ mod tests {
         }
     }
 
+    /// If it fails, a container that asks for the host's namespaces is refused, or the process that
+    /// stands for one has the host's where it asked for its own.
+    #[test]
+    fn namespaces_are_its_own_or_the_hosts() {
+        let bundle = |kinds: serde_json::Value| {
+            bundle(|config| config["linux"]["namespaces"] = kinds).unwrap()
+        };
+        let none = bundle(serde_json::json!([]));
+        assert_eq!((none.netns, none.has_mount_namespace), (Netns::Host, false));
+        assert!(none.own_namespaces.is_empty());
+        let kinds = ["mount", "network", "uts", "pid"];
+        let kinds = kinds.map(|kind| serde_json::json!({"type": kind}));
+        let some = bundle(kinds.to_vec().into());
+        assert_eq!((some.netns, some.has_mount_namespace), (Netns::New, true));
+        assert_eq!(some.own_namespaces, CloneFlags::CLONE_NEWUTS);
+    }
+
     /// If it fails, a container bound to CPUs has another number of them.
     #[test]
     fn cpus_are_counted() {
@@ -532,5 +550,14 @@ mod tests {
         for bad in ["", "a", "2-1", "0-4294967295", "1-"] {
             assert_eq!(count(bad), None, "{bad}");
         }
+        let bundle = bundle(|config| {
+            config["linux"]["resources"]["unified"] = serde_json::json!({
+                "cpu.max": "400000 100000", "memory.max": "4096", "cpuset.cpus": "1"});
+        });
+        let bundle = bundle.unwrap();
+        assert_eq!(cpus(&bundle.resources), Some(4.0));
+        assert_eq!(memory_limit(&bundle.resources), Some(4096));
+        let text = serde_json::to_string(&bundle.spec).unwrap();
+        assert!(text.contains("cpu.max") && !text.contains("cpuset.cpus"));
     }
 }

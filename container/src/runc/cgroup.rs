@@ -1,13 +1,17 @@
 //! The cgroup of a container on the host, which engines name and read: the VM and all that serves it
-//! are in it. The container's own limits hold in the guest; here the VM is kept to them as a whole.
+//! are in it. The container's own limits hold in the guest; here the VM is kept to them as a whole, as
+//! far as they mean the same there: what it takes of CPUs and of the host's disks, what of its memory is
+//! swapped or kept. Its memory is the container's and more, and its threads are not the container's.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
+
+use super::limits;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long processes that were killed may take to leave.
@@ -83,7 +87,7 @@ pub(super) fn make(dir: &Path, limits: &[Limit]) -> Result<(), CgroupError> {
     let mut at = PathBuf::from(ROOT);
     for step in dir.strip_prefix(ROOT).unwrap_or(dir).components() {
         // What a parent cannot hand down is not limited here; in the guest it is.
-        for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
+        for controller in ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"] {
             let _ = fs::write(at.join("cgroup.subtree_control"), format!("+{controller}"));
         }
         at.push(step);
@@ -94,15 +98,63 @@ pub(super) fn make(dir: &Path, limits: &[Limit]) -> Result<(), CgroupError> {
             _ => {}
         }
     }
-    for (file, value) in limits.iter().map(Limit::file) {
-        match fs::write(dir.join(file), value) {
-            // No such controller here.
+    // The quota is for the container, which is not there before its VM has booted.
+    let now = limits
+        .iter()
+        .filter(|limit| !matches!(limit, Limit::Quota { .. }));
+    write_all(dir, now.map(Limit::file))
+}
+
+/// Sets what else `resources` name, of a container that is made, or is there: its memory stays what it is.
+pub(super) fn apply(dir: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
+    write_all(dir, limits::of(resources))?;
+    write_exactly(dir, limits::of_the_host(dir, resources))
+}
+
+/// Sets how fast it may go, for when it has booted.
+pub(super) fn pace(dir: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
+    write_all(dir, limits::pace(resources))
+}
+
+/// What holds in the guest all the same where there is no such controller.
+fn write_all(
+    dir: &Path,
+    all: impl IntoIterator<Item = (impl AsRef<str>, String)>,
+) -> Result<(), CgroupError> {
+    for (file, value) in all {
+        match write(dir, file.as_ref(), &value) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {}
-            done => done.map_err(kernel("limit"))?,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.map_err(limit(dir))?,
         }
     }
     Ok(())
+}
+
+/// What holds nowhere else.
+fn write_exactly(
+    dir: &Path,
+    all: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), CgroupError> {
+    all.into_iter()
+        .try_for_each(|(file, value)| write(dir, &file, &value))
+        .map_err(limit(dir))
+}
+
+/// Says which file it was.
+fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
+    // Never another than the kernel made.
+    let open = fs::File::options().write(true).open(dir.join(file));
+    let written = open.and_then(|mut file| file.write_all(value.as_bytes()));
+    written.map_err(|error| io::Error::new(error.kind(), format!("{value:?} to {file}: {error}")))
+}
+
+fn limit(dir: &Path) -> impl FnOnce(io::Error) -> CgroupError + '_ {
+    move |source| CgroupError::Kernel {
+        action: "limit",
+        path: dir.to_owned(),
+        source,
+    }
 }
 
 /// A limit of the VM and all that serves it.
@@ -138,10 +190,15 @@ impl Limit {
 
 /// What a VM of `vm` bytes is kept to on the host.
 pub(super) fn limits(vm: u64, resources: &LinuxResources) -> Vec<Limit> {
-    let mut all = vec![
-        Limit::Memory(vm.saturating_add(BESIDE)),
-        Limit::Tasks(TASKS),
-    ];
+    let mut all = vec![Limit::Memory(vm.saturating_add(BESIDE))];
+    // Who wants no limit of them gets none.
+    if resources
+        .pids()
+        .as_ref()
+        .is_none_or(|pids| pids.limit() >= 0)
+    {
+        all.push(Limit::Tasks(TASKS));
+    }
     let Some(cpu) = resources.cpu() else {
         return all;
     };

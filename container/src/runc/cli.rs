@@ -186,6 +186,7 @@ mod tests {
             "delete --force id",
             "ps --format json id",
             "update --resources - id",
+            "update --memory 100M --memory-swap -1 --cpu-burst 0 --cpuset-cpus 0-1 --blkio-weight 9 id",
             "events --stats id",
             "run --detach id",
             "--log-format=json --log=/x state id",

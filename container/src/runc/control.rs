@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::{Client, ClientError, api};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -15,9 +15,9 @@ use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::create::CreateError;
 use super::exec::ExecError;
-use super::hooks;
-use super::look;
+use super::hooks::{self, HookError};
 use super::store::{Container, Record, Status, StoreError};
+use super::{limits, look};
 use crate::cli::signal as parse_signal;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{container as of_container, process as of_process, signal};
@@ -27,6 +27,10 @@ use crate::state::{self, StateError, new_id};
 const KILL: Duration = Duration::from_secs(10);
 /// How long the end of a container may take after that.
 const END: Duration = Duration::from_secs(40);
+/// How long `start` waits for a `create` that is at work: longer than that may take.
+const CREATE: Duration = Duration::from_secs(150);
+/// Between looks at what others do.
+const LOOK: Duration = Duration::from_millis(5);
 const SIGKILL: i32 = Signal::KILL.as_raw();
 
 /// Why a container does not do what was asked.
@@ -69,6 +73,9 @@ pub(super) enum Error {
         /// How it ended.
         code: u32,
     },
+    /// A hook on the host.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The network.
     #[error(transparent)]
     Network(#[from] MirrorError),
@@ -130,14 +137,14 @@ pub(super) struct UpdateArgs {
     /// A file with linux.resources of the specification; - is standard input
     #[arg(short, long, value_name = "FILE")]
     resources: Option<PathBuf>,
-    /// Bytes of memory
-    #[arg(short, long, value_name = "BYTES", allow_hyphen_values = true)]
+    /// Bytes of memory, with b, k, m or g behind if not bytes
+    #[arg(short, long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory: Option<i64>,
     /// Bytes of memory that it is kept to when the guest is short of it
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory_reservation: Option<i64>,
     /// Bytes of memory and swap
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory_swap: Option<i64>,
     /// Microseconds that a quota is for
     #[arg(long, value_name = "MICROSECONDS")]
@@ -145,9 +152,24 @@ pub(super) struct UpdateArgs {
     /// Microseconds of a CPU in each period
     #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
     cpu_quota: Option<i64>,
+    /// Microseconds that it may save from periods before
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_burst: Option<u64>,
     /// Its weight among others
     #[arg(long, value_name = "WEIGHT")]
     cpu_share: Option<u64>,
+    /// 1: it runs when nobody else wants to
+    #[arg(long, value_name = "0|1", allow_hyphen_values = true)]
+    cpu_idle: Option<i64>,
+    /// The host's CPUs that its VM may run on
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// The host's nodes of memory that its VM may be in
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// Its weight among others at the host's disks, from 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    blkio_weight: Option<u16>,
     /// Processes at most
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
@@ -170,8 +192,16 @@ fn find(global: &Global, id: &str) -> Result<Container, Error> {
     Ok(global.store().find(id)?)
 }
 
+/// Who creates and starts containers without waiting in between finds it created all the same.
 pub(super) fn start(global: &Global, id: &Id) -> Result<(), Error> {
-    start_one(find(global, &id.id)?)
+    let begun = Instant::now();
+    loop {
+        let container = find(global, &id.id)?;
+        if container.status() != Status::Creating || begun.elapsed() > CREATE {
+            return start_one(container);
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 pub(super) fn start_one(mut container: Container) -> Result<(), Error> {
@@ -183,30 +213,43 @@ pub(super) fn start_one(mut container: Container) -> Result<(), Error> {
         });
     }
     let agent = agent(&container)?;
-    mirror(&mut container, &agent)?;
-    start_hooks(&container, &agent)?;
+    if !container.record.is_on_host_network {
+        mirror(&mut container, &agent)?;
+    }
+    if let Err(error) = start_hooks(&container, &agent) {
+        stop(&container);
+        // As with runc, whose start does not wait for what the hooks in the container do.
+        poststart(&container).err().iter().for_each(warn);
+        return Err(error);
+    }
     agent.start(of_container(&container.record.id))?;
     container.record.status = Status::Running;
     container.save()?;
-    let hooks = container.record.hooks.poststart();
-    warn(hooks::run(
-        "poststart",
-        hooks,
-        &container.state(),
-        &container.record.bundle,
-    ));
+    poststart(&container).inspect_err(|_| stop(&container))?;
     Ok(())
 }
 
+/// Runs the poststart hooks, for which it runs, however soon its process ended.
+fn poststart(container: &Container) -> Result<(), HookError> {
+    let mut state = container.state();
+    state["status"] = Status::Running.name().into();
+    state["pid"] = container.record.pid.into();
+    let hooks = container.record.hooks.poststart();
+    hooks::run("poststart", hooks, &state, &container.record.bundle)
+}
+
+/// Ends a container that failed to start; it is there until it is deleted.
+fn stop(container: &Container) {
+    let _ = kill_one(container, SIGKILL, false);
+}
+
 /// A failure when nothing can be undone any more.
-fn warn<E: std::error::Error>(done: Result<(), E>) {
-    if let Err(error) = done {
-        let _ = writeln!(
-            io::stderr(),
-            "level=warning msg={:?}",
-            crate::describe(&error)
-        );
-    }
+fn warn(error: &impl std::error::Error) {
+    let _ = writeln!(
+        io::stderr(),
+        "level=warning msg={:?}",
+        crate::describe(error)
+    );
 }
 
 /// Tells the guest what has changed in the container's network namespace since it was made.
@@ -238,7 +281,9 @@ fn start_hooks(container: &Container, agent: &Client) -> Result<(), Error> {
         args.extend(hook.args().iter().flatten().skip(1).cloned());
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(args));
-        process.set_env(hook.env().clone());
+        if hook.env().is_some() {
+            process.set_env(hook.env().clone());
+        }
         process.set_terminal(Some(false));
         let mut request = api::ExecRequest::new();
         request.id.clone_from(&container.record.id);
@@ -287,6 +332,10 @@ fn kill_one(container: &Container, number: i32, all: bool) -> Result<(), Error> 
     });
     let sent = is_done.recv_timeout(KILL);
     match sent {
+        Ok(Ok(_)) if number == SIGKILL && !all => {
+            wait_for_end(container);
+            Ok(())
+        }
         Ok(Ok(_)) => Ok(()),
         // Whatever the guest says of it: KILL ends the container.
         _ if number == SIGKILL => {
@@ -303,6 +352,14 @@ fn kill_one(container: &Container, number: i32, all: bool) -> Result<(), Error> 
     }
 }
 
+/// After KILL: who deletes the container next need not know that its process ends in another kernel.
+fn wait_for_end(container: &Container) {
+    let begun = Instant::now();
+    while container.status() != Status::Stopped && begun.elapsed() < KILL {
+        thread::sleep(LOOK);
+    }
+}
+
 /// Whether the agent says that the process has ended.
 fn is_over(error: &ClientError) -> bool {
     matches!(error, ClientError::Failed { message, .. } if message.contains("has ended"))
@@ -315,7 +372,7 @@ fn end(container: &Container) {
         .and_then(Pid::from_raw);
     // The number is still its own: it holds the lock.
     if let Some(pid) = pid
-        && container.status() != Status::Stopped
+        && container.is_held()
     {
         let _ = kill_process(pid, Signal::KILL);
     }
@@ -347,14 +404,14 @@ pub(super) fn delete_one(global: &Global, id: &str, force: bool) -> Result<(), E
         }
     }
     let begun = Instant::now();
-    while container.status() != Status::Stopped {
+    while container.is_held() {
         if begun.elapsed() > KILL {
             end(&container);
         }
         if begun.elapsed() > END {
             return Err(Error::Stuck(id.to_owned(), container.record.pid));
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(LOOK);
     }
     clean_up(&container)
 }
@@ -366,12 +423,16 @@ pub(super) fn clean_up(container: &Container) -> Result<(), Error> {
     }
     if let Some(scope) = &container.record.scope {
         // Empty, it goes in any case; now its name is free for the next.
-        warn(scope.stop());
+        scope.stop().err().iter().for_each(warn);
+    }
+    if let Some(mount) = container.record.root_mount {
+        super::rootfs::unbind(&container.record.rootfs, mount);
     }
     let state = container.state();
     container.remove()?;
     let hooks = container.record.hooks.poststop();
-    warn(hooks::run("poststop", hooks, &state, Path::new("/")));
+    let failed = hooks::run_all("poststop", hooks, &state, Path::new("/"));
+    failed.iter().for_each(warn);
     Ok(())
 }
 
@@ -421,7 +482,12 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
         (args.memory_swap.map(Value::from), "memory", "swap"),
         (args.cpu_period.map(Value::from), "cpu", "period"),
         (args.cpu_quota.map(Value::from), "cpu", "quota"),
+        (args.cpu_burst.map(Value::from), "cpu", "burst"),
         (args.cpu_share.map(Value::from), "cpu", "shares"),
+        (args.cpu_idle.map(Value::from), "cpu", "idle"),
+        (args.cpuset_cpus.clone().map(Value::from), "cpu", "cpus"),
+        (args.cpuset_mems.clone().map(Value::from), "cpu", "mems"),
+        (args.blkio_weight.map(Value::from), "blockIO", "weight"),
         (args.pids_limit.map(Value::from), "pids", "limit"),
     ];
     for (value, part, field) in flags {
@@ -429,6 +495,8 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
             resources[part][field] = value;
         }
     }
+    let of_the_host: LinuxResources = serde_json::from_value(resources.clone())
+        .map_err(|error| Error::Argument(format!("the resources: {error}")))?;
     // What names the host's own CPUs and disks.
     if let Some(all) = resources.as_object_mut() {
         all.retain(|key, _| {
@@ -438,7 +506,11 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
     if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
         cpu.retain(|key, _| key != "cpus" && key != "mems");
         // 0 is what engines say for what shall stay.
-        cpu.retain(|_, value| value.as_i64() != Some(0));
+        let means_zero = |key: &str| ["burst", "idle"].contains(&key);
+        cpu.retain(|key, value| means_zero(key) || value.as_i64() != Some(0));
+    }
+    if let Some(unified) = resources.get_mut("unified").and_then(Value::as_object_mut) {
+        unified.retain(|file, _| !limits::is_of_the_host(file));
     }
     if let Some(memory) = resources.get_mut("memory").and_then(Value::as_object_mut) {
         memory.retain(|_, value| value.as_i64() != Some(0));
@@ -455,7 +527,27 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
     request.id.clone_from(&container.record.id);
     request.resources = resources.to_string().into_bytes();
     agent(&container)?.update(request)?;
+    if let Some(dir) = &container.record.cgroup {
+        cgroup::apply(dir, &of_the_host)?;
+        cgroup::pace(dir, &of_the_host)?;
+    }
     Ok(())
+}
+
+/// A number of bytes, as runc takes it.
+fn bytes(text: &str) -> Result<i64, String> {
+    let lower = text.to_ascii_lowercase();
+    let number = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match lower.get(number.len()..).unwrap_or_default() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
+        _ => return Err("bytes are expected, with k, m, g or t behind if not bytes".into()),
+    };
+    let number: i64 = number.parse().map_err(|_| "no number".to_owned())?;
+    number.checked_mul(factor).ok_or("too large".into())
 }
 
 fn read_json(path: &Path) -> Result<Value, Error> {

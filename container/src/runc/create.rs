@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use cofferdam_agent_protocol::api;
-use oci_spec::runtime::{Hook, Hooks, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxResources, Spec};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 
-use super::bundle::{Bundle, BundleError};
+use super::bundle::{Bundle, BundleError, Netns};
 use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::control;
 use super::hooks::{self, HookError};
 use super::place::Place;
+use super::rootfs;
 use super::store::{Alive, Container, Record, Status, StoreError};
 use super::systemd::SystemdError;
 use crate::cli::{Raw, Signals};
@@ -43,6 +44,9 @@ pub(super) enum CreateError {
     /// An option that cannot be.
     #[error("{0}")]
     Option(&'static str),
+    /// A container without a mount namespace.
+    #[error("cannot mount the container's root on itself")]
+    Root(#[source] io::Error),
     /// The process that stands for it.
     #[error("cannot start the process that stands for the container")]
     Start(#[source] io::Error),
@@ -112,7 +116,7 @@ pub(super) struct Args {
     /// Taken for runc's sake: the guest has keyrings of its own in any case
     #[arg(long)]
     no_new_keyring: bool,
-    /// Descriptors for the process; a VM can have none
+    /// Descriptors for the process; a VM can have none, so none of them may be open
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     preserve_fds: u32,
     /// The container's ID
@@ -225,6 +229,8 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
             scope: None,
             memory: memory.0,
             network: Mirror::default(),
+            is_on_host_network: bundle.netns == Netns::Host,
+            root_mount: None,
         },
     };
     match fill(global, &mut container, &bundle, args, alive) {
@@ -236,11 +242,26 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
     }
 }
 
+/// Why descriptors cannot be passed on.
+pub(super) const NO_FDS: &str =
+    "--preserve-fds: descriptors of the host's mean nothing to the guest's kernel";
+
+/// Whether any of so many descriptors behind the standard ones is open, and so to be passed on.
+pub(super) fn has_open(count: u32) -> bool {
+    let own = Path::new("/proc/self/fd");
+    let names = fs::read_dir(own).into_iter().flatten().flatten();
+    let numbers = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let numbers: Vec<u32> = numbers.collect();
+    // That of the directory is closed again.
+    let mut wanted = numbers
+        .into_iter()
+        .filter(|number| (3..count.saturating_add(3)).contains(number));
+    wanted.any(|number| own.join(number.to_string()).symlink_metadata().is_ok())
+}
+
 fn check(args: &Args, bundle: &Bundle, detached: bool) -> Result<(), CreateError> {
     let why = match (bundle.terminal(), &args.console_socket) {
-        _ if args.preserve_fds > 0 => {
-            "--preserve-fds: descriptors of the host's mean nothing to the guest's kernel"
-        }
+        _ if has_open(args.preserve_fds) => NO_FDS,
         (true, None) if detached => {
             "process.terminal is set, and there is no --console-socket to hand the terminal out at"
         }
@@ -259,6 +280,9 @@ fn fill(
     alive: Alive,
 ) -> Result<Child, CreateError> {
     save(&container.spec(), &bundle.spec)?;
+    if !bundle.has_mount_namespace {
+        container.record.root_mount = rootfs::bind(&bundle.rootfs).map_err(CreateError::Root)?;
+    }
     bundle.prepare()?;
     container.save()?;
     let place = Place::find(bundle.cgroups_path.as_deref(), global.systemd_cgroup)?;
@@ -270,7 +294,7 @@ fn fill(
     let machine = bundle.machine(container.record.run.clone(), Vec::new());
     let limits = cgroup::limits(machine.memory()?.bytes(), &bundle.resources);
     let enter = |container: &mut Container| place.enter(container, &limits, &global.report());
-    match follow(container, args, enter, &mut shim) {
+    match follow(container, args, &bundle.resources, enter, &mut shim) {
         Ok(()) => Ok(shim.child),
         Err(error) => {
             shim.kill();
@@ -283,12 +307,16 @@ fn fill(
 fn follow(
     container: &mut Container,
     args: &Args,
+    resources: &LinuxResources,
     enter: impl FnOnce(&mut Container) -> Result<(), CreateError>,
     shim: &mut Shim,
 ) -> Result<(), CreateError> {
     container.record.pid = shim.child.id();
     container.save()?;
     enter(container)?;
+    if let Some(dir) = &container.record.cgroup {
+        cgroup::apply(dir, resources)?;
+    }
     shim.entered()?;
     let (hooks, state) = (&container.record.hooks, container.state());
     for (kind, hooks) in [
@@ -298,6 +326,9 @@ fn follow(
         hooks::run(kind, hooks, &state, &container.record.bundle)?;
     }
     container.record.network = shim.go()?;
+    if let Some(dir) = &container.record.cgroup {
+        cgroup::pace(dir, resources)?;
+    }
     container.record.status = Status::Created;
     container.save()?;
     write_pid(args.pid_file.as_deref(), container.record.pid)

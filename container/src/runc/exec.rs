@@ -3,15 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use oci_spec::runtime::{Capabilities, Process, Spec};
 
 use super::cli::Global;
 use super::control;
-use super::create::{CreateError, Shim, code_of, write_pid};
-use super::store::Status;
+use super::create::{CreateError, NO_FDS, Shim, code_of, has_open, write_pid};
+use super::store::{Container, Status};
 use crate::cli::{Raw, Signals};
 use crate::state::{self, StateError, new_id};
+
+/// Between looks at a container that is frozen.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Why there is no process.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +87,15 @@ pub(super) struct Args {
     /// Taken for runc's sake: there is no SELinux in the guest
     #[arg(long, value_name = "LABEL", hide = true)]
     process_label: Option<String>,
-    /// Descriptors for the process; a VM can have none
+    /// Descriptors for the process; a VM can have none, so none of them may be open
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     preserve_fds: u32,
     /// Wait for a frozen container to be thawed
     #[arg(long)]
     ignore_paused: bool,
+    /// A cgroup below the container's, as in its /sys/fs/cgroup
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    cgroup: String,
     /// The container's ID
     #[arg(value_name = "ID")]
     id: String,
@@ -103,16 +110,7 @@ pub(super) struct Args {
 
 pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> {
     let signals = (!args.detach).then(Signals::block);
-    let container = control::running(global, &args.id)?;
-    match container.status() {
-        Status::Paused if !args.ignore_paused => {
-            return Err(ExecError::Status(
-                "paused (use --ignore-paused to override)",
-            ));
-        }
-        Status::Creating => return Err(ExecError::Status("creating")),
-        _ => {}
-    }
+    let container = ready(global, args)?;
     let process = match &args.process {
         Some(path) => state::load(path)?,
         None => new_process(state::load(&container.spec())?, args)?,
@@ -126,6 +124,7 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> 
     state::save(&file, &process)?;
     let mut options: Vec<std::ffi::OsString> = vec!["--dir".into(), container.dir.clone().into()];
     options.extend(["--process".into(), file.clone().into()]);
+    options.extend(["--cgroup".into(), args.cgroup.clone().into()]);
     if let Some(socket) = &args.console_socket {
         options.extend(["--console-socket".into(), socket.into()]);
     }
@@ -157,11 +156,26 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> 
     Ok(code_of(end))
 }
 
+/// The container, once a process can be run in it.
+fn ready(global: &Global, args: &Args) -> Result<Container, ExecError> {
+    loop {
+        let container = control::running(global, &args.id)?;
+        match container.status() {
+            Status::Paused if args.ignore_paused => std::thread::sleep(LOOK),
+            Status::Paused => {
+                return Err(ExecError::Status(
+                    "paused (use --ignore-paused to override)",
+                ));
+            }
+            Status::Creating => return Err(ExecError::Status("creating")),
+            _ => return Ok(container),
+        }
+    }
+}
+
 fn check(args: &Args, has_terminal: bool) -> Result<(), ExecError> {
     let why = match (has_terminal, &args.console_socket) {
-        _ if args.preserve_fds > 0 => {
-            "--preserve-fds: descriptors of the host's mean nothing to the guest's kernel"
-        }
+        _ if has_open(args.preserve_fds) => NO_FDS,
         (true, None) if args.detach => {
             "the process has a terminal, and there is no --console-socket to hand it out at"
         }

@@ -64,6 +64,19 @@ pub(super) fn run(
         .try_for_each(|hook| run_one(kind, hook, state, dir))
 }
 
+/// Runs hooks in order, all of them whatever becomes of one. Gives what failed.
+pub(super) fn run_all(
+    kind: &'static str,
+    hooks: &Option<Vec<Hook>>,
+    state: &Value,
+    dir: &Path,
+) -> Vec<HookError> {
+    let hooks = hooks.iter().flatten();
+    hooks
+        .filter_map(|hook| run_one(kind, hook, state, dir).err())
+        .collect()
+}
+
 fn run_one(kind: &'static str, hook: &Hook, state: &Value, dir: &Path) -> Result<(), HookError> {
     let path = hook.path().clone();
     let failed = |source| HookError::Run {
@@ -168,5 +181,8 @@ mod tests {
         let error = run("exec sleep 100", Some(1)).unwrap_err().to_string();
         assert!(error.contains("1 s"), "{error}");
         assert!(super::run("prestart", &None, &state, &dir).is_ok());
+        let two = hook("exit 1", None).into_iter().flatten();
+        let two = Some(two.clone().chain(two).collect());
+        assert_eq!(run_all("poststop", &two, &state, &dir).len(), 2);
     }
 }

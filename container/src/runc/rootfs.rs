@@ -5,8 +5,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, mkdirat, openat, openat2, statx,
+};
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const FILE: Mode = Mode::from_raw_mode(0o644);
@@ -38,6 +41,27 @@ pub(super) fn make(root: &Path, mounts: &[Place], cwd: &Path) -> io::Result<()> 
         }
     }
     Ok(())
+}
+
+/// Mounts the root on itself, as runc does on the host for a container without a mount namespace of its
+/// own: who configures such a one finds a mount there, and may take it away. Gives its ID.
+pub(super) fn bind(root: &Path) -> io::Result<Option<u64>> {
+    mount_bind_recursive(root, root)?;
+    mount_id(root)
+}
+
+/// Undoes [`bind`], if that mount is there still.
+pub(super) fn unbind(root: &Path, mount: u64) {
+    if mount_id(root).is_ok_and(|found| found == Some(mount)) {
+        let _ = unmount(root, UnmountFlags::DETACH);
+    }
+}
+
+/// The ID of the mount that a path leads to, where the kernel (5.8) tells.
+fn mount_id(path: &Path) -> io::Result<Option<u64>> {
+    let about = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+    let is_told = StatxFlags::from_bits_retain(about.stx_mask).contains(StatxFlags::MNT_ID);
+    Ok(is_told.then_some(about.stx_mnt_id))
 }
 
 fn make_one(root: &OwnedFd, place: &Place) -> io::Result<()> {

@@ -15,7 +15,7 @@ use cofferdam_agent_protocol::{Client, api};
 use oci_spec::runtime::Process;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use super::bundle::{Bundle, BundleError};
+use super::bundle::{Bundle, BundleError, Netns};
 use super::create::{Word, hear, say};
 use super::hooks::{self, HookError};
 use super::store::Container;
@@ -25,6 +25,7 @@ use crate::cli::Signals;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{Guest, Plan, Session, SessionError, Streams, process, signal, size};
 use crate::state::{self, StateError, new_id};
+use crate::vm::Machine;
 
 /// Rows and columns where nobody says how many.
 const SIZE: (u16, u16) = (24, 80);
@@ -106,6 +107,9 @@ pub(super) struct ExecArgs {
     /// The process, as of the specification
     #[arg(long)]
     process: PathBuf,
+    /// A cgroup below the container's
+    #[arg(long)]
+    cgroup: String,
     /// Where the engine takes the terminal
     #[arg(long)]
     console_socket: Option<PathBuf>,
@@ -184,9 +188,15 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         return Err(BundleError::Missing("process").into());
     };
     let (host, window) = host_ends(Some(&wanted), args.console_socket.as_deref())?;
-    mirror::enter(bundle.netns.path())?;
+    match &bundle.netns {
+        Netns::Host => {}
+        other => mirror::enter(other.path())?,
+    }
     let go = say(control, &Word::Entered).and_then(|()| hear(control));
     go.map_err(io("hear from who makes the container"))?;
+    // Nothing of the container's is in them; but who looks finds that it has not the host's.
+    nix::sched::unshare(bundle.own_namespaces)
+        .map_err(|error| io("make namespaces")(error.into()))?;
     let container = find()?;
     hooks::run(
         "createContainer",
@@ -194,12 +204,15 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         &container.state(),
         &bundle.dir,
     )?;
-    let mut network = Mirror::scan()?;
+    let mut network = match bundle.netns {
+        Netns::Host => Mirror::default(),
+        _ => Mirror::scan()?,
+    };
     if bundle.may_get_network_late() {
         network.wait_for_one();
     }
-    let guest = guest(&bundle, &container, window, &network)?;
     let machine = bundle.machine(container.record.run.clone(), network.taps());
+    let guest = guest(&bundle, &container, window, &network, &machine)?;
     let (ready, is_ready) = channel();
     let mirror = network.clone();
     // All that needs the host's files is on threads of its own, which keep the host's root.
@@ -212,14 +225,16 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         };
         let _ = ready.send(said);
         begun.map_or(1, |(session, streams)| {
-            work(&session, host.connect(streams), signals)
+            work(&container, &session, host.connect(streams), signals)
         })
     });
     match is_ready.recv() {
         Ok(booted) => booted?,
         Err(_) => return Err(io("run the container")(io::ErrorKind::Other.into())),
     }
-    view::enter(&bundle.rootfs, &bundle.shares).map_err(io("enter the container's root"))?;
+    if bundle.has_mount_namespace {
+        view::enter(&bundle.rootfs, &bundle.shares).map_err(io("enter the container's root"))?;
+    }
     Ok(Begun { work, network })
 }
 
@@ -231,7 +246,12 @@ fn boot(plan: Plan, network: &Mirror) -> Result<(Arc<Session>, Streams), ShimErr
 }
 
 /// Waits for the end of the container. Gives its exit code.
-fn work(session: &Arc<Session>, outputs: Vec<JoinHandle<()>>, signals: Signals) -> i32 {
+fn work(
+    container: &Container,
+    session: &Arc<Session>,
+    outputs: Vec<JoinHandle<()>>,
+    signals: Signals,
+) -> i32 {
     let (resizing, killing) = (Arc::clone(session), Arc::clone(session));
     signals.pass_on(
         move |rows, columns| {
@@ -242,6 +262,8 @@ fn work(session: &Arc<Session>, outputs: Vec<JoinHandle<()>>, signals: Signals) 
         },
     );
     let end = session.wait();
+    // Whoever asks is told now; without this word he hears of it when the VM is gone.
+    let _ = container.set_ended();
     // What it printed last may still be on its way; the guest ends its streams with its processes.
     for output in outputs {
         let _ = output.join();
@@ -257,10 +279,15 @@ fn guest(
     container: &Container,
     window: Option<(u16, u16)>,
     network: &Mirror,
+    machine: &Machine,
 ) -> Result<Guest, ShimError> {
     let spec = serde_json::to_vec(&bundle.spec).map_err(|error| io("write JSON")(error.into()))?;
-    let mut network = network.request();
-    network.hostname = bundle.spec.hostname().clone().unwrap_or_default();
+    let hostname = bundle.spec.hostname().clone().unwrap_or_default();
+    let mut network = match bundle.netns {
+        Netns::Host => machine.network("", String::new(), String::new()),
+        _ => network.request(),
+    };
+    network.hostname = hostname;
     Ok(Guest {
         id: container.record.id.clone(),
         spec,
@@ -302,6 +329,7 @@ fn begin_exec(args: &ExecArgs) -> Result<Begun, ShimError> {
     request.process = json.map_err(|error| io("write JSON")(error.into()))?;
     request.streams = Some(wanted(window.is_some())).into();
     request.size = window.map(size).into();
+    request.cgroup.clone_from(&args.cgroup);
     let streams = crate::shim::exec(&agent, request)
         .map_err(|error| ShimError::from(SessionError::from(error)).of_process(&wanted_process))?;
     let outputs = host.connect(streams);

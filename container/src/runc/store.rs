@@ -91,6 +91,12 @@ pub(super) struct Record {
     pub memory: u64,
     /// What the guest has been told of its network.
     pub network: Mirror,
+    /// It has no network namespace of its own.
+    #[serde(default)]
+    pub is_on_host_network: bool,
+    /// The ID of the mount that was made of its root for lack of a mount namespace.
+    #[serde(default)]
+    pub root_mount: Option<u64>,
 }
 
 /// All containers of a `--root`.
@@ -115,6 +121,8 @@ const RECORD: &str = "state.json";
 const ALIVE: &str = "alive";
 /// The guest's config.json.
 const SPEC: &str = "config.json";
+/// There as soon as the container's process has ended, while its VM may take a moment more.
+const ENDED: &str = "ended";
 
 fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::File {
@@ -234,12 +242,22 @@ fn is_held(dir: &Path) -> bool {
 }
 
 impl Container {
-    /// Its status, as it truly is: what has no shim any more has stopped.
+    /// Its status, as it truly is: what has no shim any more has stopped, and so has what has ended.
     pub(super) fn status(&self) -> Status {
-        match is_held(&self.dir) {
+        match self.is_held() && !self.dir.join(ENDED).exists() {
             true => self.record.status,
             false => Status::Stopped,
         }
+    }
+
+    /// Whether its shim is there yet, and with it all that the container has on the host.
+    pub(super) fn is_held(&self) -> bool {
+        is_held(&self.dir)
+    }
+
+    /// From now on it has stopped, whatever its VM still does.
+    pub(super) fn set_ended(&self) -> io::Result<()> {
+        File::create(self.dir.join(ENDED)).map(drop)
     }
 
     pub(super) fn save(&self) -> Result<(), StoreError> {
@@ -335,11 +353,16 @@ mod tests {
                 scope: None,
                 memory: 1,
                 network: Mirror::default(),
+                is_on_host_network: false,
+                root_mount: None,
             },
         };
         container.save().unwrap();
         assert_eq!(container.state()["status"], "created");
         assert_eq!(store.list().unwrap().len(), 1);
+        container.set_ended().unwrap();
+        assert_eq!(container.state()["status"], "stopped");
+        assert!(container.is_held());
         drop(alive);
         assert_eq!(container.state()["status"], "stopped");
         assert_eq!(container.state()["pid"], 0);

@@ -12,7 +12,7 @@ use nix::unistd::{chdir, pivot_root};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::bundle::Share;
+use super::mounts::Share;
 
 const NONE: Option<&str> = None;
 
