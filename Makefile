@@ -24,7 +24,7 @@ bench: setup guest build ## Measure boots beside QEMU microvm, containers beside
 
 build: ## Build the release binaries
 	@cargo build --release --locked --quiet 2>&1 || cargo build --release --locked
-	@ln -sfn cofferdam $(BIN)-runc
+	@ln -f $(BIN) $(BIN)-runc
 
 setup: ## Install the Debian packages that are missing
 	@resources/setup

@@ -9,16 +9,21 @@ use std::process::Command;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runtime-suite");
 
-/// As contest prints its results; the runtime called `bad` fails one and has no network.
+/// As contest prints its results; the runtime called `bad` fails one, panics in a group, and its
+/// container's program and bundle are beside it.
 const CONTEST: &str = r##"#!/bin/sh
-[ "$1 $2" = "run --runtime" ] || exit 9
-echo "# Start group lifecycle"
-echo "1 / 3 : create : ok"
-case $3 in bad) echo "2 / 3 : start : not ok"; echo "	it did not" ;; *) echo "2 / 3 : start : ok" ;; esac
-echo "3 / 3 : cgroup v1 : skipped"
-echo "# End group lifecycle"
-echo "# Start group network"
-[ "$3" = bad ] || echo "1 / 1 : device names : ok"
+[ "$1" = list ] && { echo lifecycle; echo network; exit; }
+[ "$1 $2 $4 $6" = "run --runtime --runtimetest -t" ] && [ -x "$5" ] && [ -f bundle.tar.gz ] || exit 9
+echo "# Start group $7"
+case $7-$3 in
+lifecycle-*)
+    echo "1 / 3 : create : ok"
+    case $3 in bad) echo "2 / 3 : start : not ok"; echo "	it did not" ;; *) echo "2 / 3 : start : ok" ;; esac
+    echo "3 / 3 : cgroup v1 : skipped" ;;
+network-bad) exit 101 ;;
+network-*) echo "1 / 1 : device names : ok" ;;
+esac
+echo "# End group $7"
 "##;
 
 /// As a program of runtime-tools does.
@@ -74,6 +79,8 @@ impl Drop for Dir {
 fn differences_need_a_reason() {
     let dir = Dir::new("contest");
     let suite = dir.program("contest", CONTEST);
+    dir.program("runtimetest", "#!/bin/sh\n");
+    fs::write(dir.0.join("bundle.tar.gz"), "").unwrap();
     let (code, said) = dir.judge(&suite, "good", "");
     assert_eq!(code, 1, "{said}");
     for line in [
