@@ -148,6 +148,24 @@ pub(crate) fn enter_path(path: &Path) -> Result<(), MirrorError> {
     enter().map_err(|source| MirrorError::Enter(path.to_owned(), source))
 }
 
+/// Gives an interface of this namespace to that at a path, where it is called `own`, has the addresses
+/// that it has here, and is up.
+pub(crate) fn give(name: &str, own: &str, netns: &Path) -> Result<(), MirrorError> {
+    let links: Vec<Link> = ask(&["-json", "address", "show", "dev", name])?;
+    let addresses: Vec<_> = links.into_iter().map(interface).collect();
+    let path = netns.to_string_lossy();
+    run(
+        "ip",
+        &["link", "set", "dev", name, "netns", &path, "name", own],
+    )?;
+    within(netns, || {
+        for address in addresses.iter().flat_map(|one| &one.addresses) {
+            run("ip", &["address", "add", address, "dev", own])?;
+        }
+        run("ip", &["link", "set", "dev", own, "up"]).map(drop)
+    })?
+}
+
 /// Does something in the namespace at a path, on a thread that goes there.
 pub(crate) fn within<T: Send>(
     path: &Path,

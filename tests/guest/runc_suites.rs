@@ -223,6 +223,29 @@ fn namespaces_of_the_process() {
     runtime.nothing_is_left();
 }
 
+/// If it fails, a container does not get an interface that it is to have, or without its addresses.
+#[test]
+fn interfaces_are_moved() {
+    let runtime = Runtime::new("runc-suite-moved");
+    host(
+        "ip link add suite0 type veth peer name suite1; ip address add 10.78.0.1/24 dev suite0
+         ip link set suite1 up",
+    );
+    let bundle = runtime.bundle("b", "ip address", |config| {
+        config["linux"]["netDevices"] = json!({"suite0": {"name": "eth5"}});
+    });
+    let out = said(&runtime.run(&format!("run --bundle {bundle} one")));
+    assert!(
+        out.contains("eth5") && out.contains("10.78.0.1/24"),
+        "{out}"
+    );
+    assert!(!host("ip link").contains("suite0"));
+    // Its peer went with it, and so there is nothing to be moved any more.
+    let end = runtime.run(&format!("create --bundle {bundle} one"));
+    assert_eq!(code(&end), 1, "{end:?}");
+    runtime.nothing_is_left();
+}
+
 /// If it fails, one more process has another environment or cgroup than was said, or cannot wait for a
 /// frozen container.
 #[test]

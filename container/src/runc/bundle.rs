@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{
-    Hooks, LinuxMemory, LinuxMemoryPolicy, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
-    LinuxSeccompAction, MemoryPolicyModeType, Spec,
+    Hooks, LinuxMemory, LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    LinuxSeccomp, LinuxSeccompAction, MemoryPolicyModeType, Spec,
 };
 
 use super::limits;
@@ -113,6 +113,8 @@ pub(super) struct Bundle {
     pub own_namespaces: CloneFlags,
     /// It is configured with one.
     pub has_mount_namespace: bool,
+    /// Interfaces of the host's that are moved into its network namespace, and their names there.
+    pub interfaces: Vec<(String, String)>,
     pub cgroups_path: Option<PathBuf>,
     /// What the host's cgroup is limited to.
     pub resources: LinuxResources,
@@ -155,6 +157,7 @@ impl Bundle {
         let hooks = spec.hooks().clone().unwrap_or_default();
         spec.set_hooks(None);
         let annotations = spec.annotations().clone().unwrap_or_default();
+        let interfaces = interfaces(&mut spec, &namespaces.network)?;
         let (cgroups_path, resources) = linux(&mut spec)?;
         Ok(Self {
             dir,
@@ -166,6 +169,7 @@ impl Bundle {
             netns: namespaces.network,
             own_namespaces: namespaces.own,
             has_mount_namespace: namespaces.has_mount,
+            interfaces,
             cgroups_path,
             resources,
         })
@@ -306,6 +310,7 @@ fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
         own: CloneFlags::empty(),
         has_mount: false,
     };
+    let mut has_uts = false;
     for namespace in linux.namespaces_mut().iter_mut().flatten() {
         let path = namespace
             .path()
@@ -324,6 +329,7 @@ fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
             }
             (kind, None) => {
                 namespace.set_path(None);
+                has_uts |= kind == LinuxNamespaceType::Uts;
                 found.has_mount |= kind == LinuxNamespaceType::Mount;
                 found.own |= match kind {
                     LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
@@ -344,7 +350,32 @@ fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
             }
         }
     }
+    // The guest has a name of its own in any case.
+    if !has_uts && (spec.hostname().is_some() || spec.domainname().is_some()) {
+        let mut uts = LinuxNamespace::default();
+        uts.set_typ(LinuxNamespaceType::Uts);
+        let linux = spec.linux_mut().get_or_insert_default();
+        linux.namespaces_mut().get_or_insert_default().push(uts);
+    }
     Ok(found)
+}
+
+/// Takes out which interfaces it gets.
+fn interfaces(spec: &mut Spec, netns: &Netns) -> Result<Vec<(String, String)>, BundleError> {
+    let linux = spec.linux_mut().get_or_insert_default();
+    let devices = linux.net_devices().clone().unwrap_or_default();
+    linux.set_net_devices(None);
+    if !devices.is_empty() && *netns == Netns::Host {
+        return refuse(
+            "linux.netDevices",
+            "there is no network namespace to move them to",
+        );
+    }
+    let named = devices.into_iter().map(|(name, device)| {
+        let own = device.name().clone().filter(|own| !own.is_empty());
+        (name.clone(), own.unwrap_or(name))
+    });
+    Ok(named.collect())
 }
 
 /// What of `linux` is the host's: its cgroup and the limits that name the host's own things.
@@ -352,13 +383,6 @@ fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleErr
     let linux = spec.linux_mut().get_or_insert_default();
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt", "it is not supported");
-    }
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|all| !all.is_empty())
-    {
-        return refuse("linux.netDevices", "moving interfaces is not supported");
     }
     memory_policy(linux.memory_policy().as_ref())?;
     seccomp(linux.seccomp().as_ref())?;
@@ -512,7 +536,8 @@ mod tests {
                     serde_json::json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
             }),
             ("netDevices", |c| {
-                c["linux"]["netDevices"] = serde_json::json!({"eth9": {}})
+                c["linux"]["netDevices"] = serde_json::json!({"eth9": {}});
+                c["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}]);
             }),
             ("version", |c| c["ociVersion"] = "2.0.0".into()),
             ("root", |c| {
@@ -530,11 +555,16 @@ mod tests {
     #[test]
     fn namespaces_are_its_own_or_the_hosts() {
         let bundle = |kinds: serde_json::Value| {
-            bundle(|config| config["linux"]["namespaces"] = kinds).unwrap()
+            let change = |config: &mut serde_json::Value| {
+                config["linux"]["namespaces"] = kinds;
+                config["hostname"] = "name".into();
+            };
+            bundle(change).unwrap()
         };
         let none = bundle(serde_json::json!([]));
         assert_eq!((none.netns, none.has_mount_namespace), (Netns::Host, false));
         assert!(none.own_namespaces.is_empty());
+        assert!(serde_json::to_string(&none.spec).unwrap().contains("uts"));
         let kinds = ["mount", "network", "uts", "pid"];
         let kinds = kinds.map(|kind| serde_json::json!({"type": kind}));
         let some = bundle(kinds.to_vec().into());

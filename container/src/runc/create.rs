@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use cofferdam_agent_protocol::api;
-use oci_spec::runtime::{Hook, Hooks, LinuxResources, Spec};
+use oci_spec::runtime::{Hook, Hooks, Spec};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ use super::rootfs;
 use super::store::{Alive, Container, Record, Status, StoreError};
 use super::systemd::SystemdError;
 use crate::cli::{Raw, Signals};
-use crate::mirror::Mirror;
+use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::wire::{read_line, write_line};
 use crate::shim::{signal, size};
 use crate::state::{Now, save};
@@ -44,6 +44,9 @@ pub(super) enum CreateError {
     /// An option that cannot be.
     #[error("{0}")]
     Option(&'static str),
+    /// An interface that it is to get.
+    #[error(transparent)]
+    Interface(MirrorError),
     /// A container without a mount namespace.
     #[error("cannot mount the container's root on itself")]
     Root(#[source] io::Error),
@@ -294,7 +297,7 @@ fn fill(
     let machine = bundle.machine(container.record.run.clone(), Vec::new());
     let limits = cgroup::limits(machine.memory()?.bytes(), &bundle.resources);
     let enter = |container: &mut Container| place.enter(container, &limits, &global.report());
-    match follow(container, args, &bundle.resources, enter, &mut shim) {
+    match follow(container, args, bundle, enter, &mut shim) {
         Ok(()) => Ok(shim.child),
         Err(error) => {
             shim.kill();
@@ -307,7 +310,11 @@ fn fill(
 fn follow(
     container: &mut Container,
     args: &Args,
-    resources: &LinuxResources,
+    Bundle {
+        resources,
+        interfaces,
+        ..
+    }: &Bundle,
     enter: impl FnOnce(&mut Container) -> Result<(), CreateError>,
     shim: &mut Shim,
 ) -> Result<(), CreateError> {
@@ -318,6 +325,9 @@ fn follow(
         cgroup::apply(dir, resources)?;
     }
     shim.entered()?;
+    for (name, own) in interfaces {
+        mirror::give(name, own, &container.netns()).map_err(CreateError::Interface)?;
+    }
     let (hooks, state) = (&container.record.hooks, container.state());
     for (kind, hooks) in [
         ("prestart", prestart(hooks)),
