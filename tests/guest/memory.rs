@@ -136,3 +136,50 @@ fn the_balloon_is_filled_and_gives_way() {
     vm.wait_for("alive");
     vm.end().expect(0);
 }
+
+/// If it fails, huge pages of which the guest's boot left most empty stay with it, or something is lost
+/// when they are split.
+#[test]
+fn what_the_boot_left_empty_comes_back() {
+    let dir = TempDir::new("sparse");
+    let args = "--memory 578M --balloon";
+    let script = "echo ready; read line; cat /etc/passwd >/dev/null && echo alive; read line";
+    let mut vm = Vm::script(&dir, args, script);
+    vm.wait_for("ready");
+    let before = resident(&vm);
+    let time = seconds_until("empty pages come back", || resident(&vm) + 8 <= before);
+    println!("{before} MiB, {} MiB {time:?} later", resident(&vm));
+    vm.type_text("\n");
+    vm.wait_for("alive");
+    vm.type_text("\n");
+    vm.end().expect(0);
+}
+
+/// If it fails, memory for which the guest's kernel has made no structures yet is missing when it is
+/// needed, or is not told; or a large guest costs the host more than a small one from the start.
+#[test]
+fn memory_is_there_when_it_is_needed() {
+    let dir = TempDir::new("lazy");
+    let script = "
+        mount -t tmpfs -o size=450m full /mnt
+        awk '/MemTotal|MemFree|MemAvailable/ {print $1 ($2 > 460000)}' /proc/meminfo
+        echo ready; read line
+        dd if=/dev/zero of=/mnt/full bs=1M count=400 2>/dev/null || exit 1
+        wc -c </mnt/full; rm /mnt/full
+        dd if=/dev/zero of=/mnt/full bs=1M count=440 2>/dev/null || exit 1
+        awk '/MemFree/ {print $1 ($2 < 80000)}' /proc/meminfo
+        echo full; read line";
+    let mut vm = Vm::script(&dir, "--memory 512M", script);
+    for known in ["MemTotal:1", "MemFree:1", "MemAvailable:1"] {
+        vm.wait_for(known);
+    }
+    vm.wait_for("ready");
+    let small = resident(&vm);
+    assert!(small < 48, "{small} MiB");
+    vm.type_text("\n");
+    vm.wait_for("419430400");
+    vm.wait_for("MemFree:1");
+    vm.wait_for("full");
+    vm.type_text("\n");
+    vm.end().expect(0);
+}

@@ -1,9 +1,11 @@
 //! Giving guest memory back to the host.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::sparse;
 use crate::GuestMemory;
 use crate::log_limit::log_limited;
 
@@ -22,6 +24,8 @@ pub(super) struct Discarder {
     mem: GuestMemory,
     /// How each region of `mem` goes back.
     backings: Vec<Backing>,
+    /// Addresses, here, of what were transparent huge pages and are small ones now.
+    split: BTreeSet<usize>,
 }
 
 /// What a region lives on.
@@ -30,6 +34,8 @@ struct Backing {
     /// Bytes of the least that can be given back.
     page: u64,
     advice: libc::c_int,
+    /// The host may have it in huge pages that a small hole breaks.
+    breaks: bool,
 }
 
 impl Backing {
@@ -38,12 +44,14 @@ impl Backing {
             rustix::fs::fstatfs(file.file()).is_ok_and(|fs| fs.f_type == HUGETLBFS_MAGIC)
         });
         let is_huge = is_huge_file || region.flags() & libc::MAP_HUGETLB != 0;
+        let is_shared = region.flags() & libc::MAP_SHARED != 0;
         Self {
+            breaks: !is_shared && !is_huge,
             page: if is_huge { HUGE_PAGE } else { PAGE },
             // Shared memory lives in its file: only a hole in that gives it back.
-            advice: match region.flags() & libc::MAP_SHARED {
-                0 => libc::MADV_DONTNEED,
-                _ => libc::MADV_REMOVE,
+            advice: match is_shared {
+                false => libc::MADV_DONTNEED,
+                true => libc::MADV_REMOVE,
             },
         }
     }
@@ -52,7 +60,21 @@ impl Backing {
 impl Discarder {
     pub(super) fn new(mem: GuestMemory) -> Self {
         let backings = mem.iter().map(Backing::of).collect();
-        Self { mem, backings }
+        Self {
+            mem,
+            backings,
+            split: BTreeSet::new(),
+        }
+    }
+
+    /// Huge pages, by their addresses here, are small ones from now on.
+    pub(super) fn add_split(&mut self, addresses: Vec<usize>) {
+        self.split.extend(addresses);
+    }
+
+    /// The memory that it is about.
+    pub(super) fn memory(&self) -> &GuestMemory {
+        &self.mem
     }
 
     fn regions(&self) -> impl Iterator<Item = (&GuestRegionMmap<()>, Backing)> {
@@ -83,26 +105,80 @@ impl Discarder {
         }
     }
 
-    /// Pieces of guest memory, as a chain has them: each lies in one region.
-    pub(super) fn pieces(&self, pieces: &[libc::iovec]) {
+    /// Pieces of guest memory, as a chain has them: each lies in one region. Parts of huge pages stay
+    /// where they would break them.
+    pub(super) fn pieces(&mut self, pieces: &[libc::iovec]) {
+        let Self {
+            mem,
+            backings,
+            split,
+        } = self;
         for piece in pieces {
             let at = piece.iov_base.addr() as u64;
-            let inside = |(region, _): &(&GuestRegionMmap<()>, Backing)| {
+            let inside = |(region, _): &(&GuestRegionMmap<()>, &Backing)| {
                 let base = region.as_ptr().addr() as u64;
                 at >= base && at - base < region.len()
             };
-            if let Some((region, backing)) = self.regions().find(inside) {
+            if let Some((region, backing)) = mem.iter().zip(backings.iter()).find(inside) {
                 let from = at - region.as_ptr().addr() as u64;
                 let to = from.saturating_add(piece.iov_len as u64);
-                discard(region, backing, from, to.min(region.len()));
+                discard_piece(region, *backing, from, to.min(region.len()), split);
             }
         }
     }
 }
 
+/// Gives back what is in whole pages of the bytes `from..to` of a region, but for parts of huge pages that
+/// were not split; those that were and are free as a whole may be huge again.
+fn discard_piece(
+    region: &GuestRegionMmap<()>,
+    backing: Backing,
+    from: u64,
+    to: u64,
+    split: &mut BTreeSet<usize>,
+) {
+    if !backing.breaks {
+        return discard(region, backing, from, to);
+    }
+    let base = region.as_ptr().addr();
+    // Whole huge pages, as the host has them.
+    let offset = (base.next_multiple_of(sparse::HUGE_PAGE) - base) as u64;
+    let up = |at: u64| offset + at.saturating_sub(offset).next_multiple_of(HUGE_PAGE);
+    let down = |at: u64| match at.checked_sub(offset) {
+        Some(at) => offset + at / HUGE_PAGE * HUGE_PAGE,
+        None => 0,
+    };
+    let (first, last) = (up(from), down(to));
+    let is_split = |split: &BTreeSet<usize>, at: u64| {
+        usize::try_from(down(at)).is_ok_and(|at| split.contains(&(base + at)))
+    };
+    if first > last {
+        // Within one.
+        if is_split(split, from) {
+            discard(region, backing, from, to);
+        }
+        return;
+    }
+    discard(region, backing, first, last);
+    for (from, to) in [(from, first), (last, to)] {
+        if from < to && is_split(split, from) {
+            discard(region, backing, from, to);
+        }
+    }
+    let addresses = |at: u64| usize::try_from(at).map_or(usize::MAX, |at| base.saturating_add(at));
+    let whole: Vec<_> = split
+        .range(addresses(first)..addresses(last))
+        .copied()
+        .collect();
+    for address in whole {
+        sparse::join(region, address - base);
+        split.remove(&address);
+    }
+}
+
 /// Gives back what is in whole pages of the bytes `from..to` of a region.
 fn discard(region: &GuestRegionMmap<()>, backing: Backing, from: u64, to: u64) {
-    let Backing { page, advice } = backing;
+    let Backing { page, advice, .. } = backing;
     let (from, to) = (from.next_multiple_of(page), to / page * page);
     let (Ok(offset), Ok(len)) = (
         usize::try_from(from),
@@ -174,18 +250,52 @@ mod tests {
             discarder.pages(outside.0, outside.1);
         }
         assert_eq!(gone(&mem), [0, 1, 2047]);
+    }
+
+    /// If it fails, small pieces of free memory break huge pages, stay where they would not, or take
+    /// more with them.
+    #[test]
+    fn pieces_of_huge_pages_go_back_where_these_are_split() {
+        let mem = memory(MmapRegion::new(LEN).unwrap());
+        let mut discarder = Discarder::new(mem.clone());
         let base = mem.iter().next().unwrap().as_ptr();
-        let piece = |offset: usize, iov_len: usize| libc::iovec {
-            iov_base: base.wrapping_add(offset).cast(),
+        let huge = |number: usize| {
+            base.addr().next_multiple_of(sparse::HUGE_PAGE) + number * sparse::HUGE_PAGE
+        };
+        let page = |address: usize| ((address - base.addr()) / 4096) as u64;
+        let piece = |at: usize, iov_len: usize| libc::iovec {
+            iov_base: base.wrapping_add(at - base.addr()).cast(),
             iov_len,
         };
+        discarder.add_split(vec![huge(0), huge(1)]);
+        let first = page(huge(0));
         discarder.pieces(&[
-            piece(5 * 4096 - 1, 4098),
-            piece(7 * 4096 + 1, 8190),
-            piece(9, 0),
+            piece(huge(0) + 5 * 4096 - 1, 4098),
+            piece(huge(0) + 7 * 4096 + 1, 8190),
+            piece(huge(0) + 9, 0),
+            // Of one that is whole.
+            piece(huge(2) + 4096, 4096),
         ]);
-        discarder.pieces(&[piece(LEN, 4096), piece(usize::MAX / 2, usize::MAX)]);
-        assert_eq!(gone(&mem), [0, 1, 5, 2047]);
+        let outside = base.wrapping_add(LEN).addr();
+        discarder.pieces(&[
+            piece(outside, 4096),
+            libc::iovec {
+                iov_base: std::ptr::without_provenance_mut(usize::MAX / 2),
+                iov_len: usize::MAX,
+            },
+        ]);
+        assert_eq!(gone(&mem), [first + 5]);
+        // All of the second, and a little of its neighbours.
+        discarder.pieces(&[piece(huge(1) - 4096, sparse::HUGE_PAGE + 2 * 4096)]);
+        let mut all: Vec<_> = (first + 511..first + 1024).collect();
+        all.insert(0, first + 5);
+        assert_eq!(gone(&mem), all);
+        // It may be huge again, so pieces of it stay.
+        mem.write_slice(&[1; 4096], GuestAddress((1 << 20) + (first + 600) * PAGE))
+            .unwrap();
+        discarder.pieces(&[piece(huge(1) + 88 * 4096, 4096)]);
+        all.retain(|number| *number != first + 600);
+        assert_eq!(gone(&mem), all);
     }
 
     /// If it fails, memory that another process shares stays in its file, on the host, for good.

@@ -58,7 +58,7 @@ impl Hinting {
     pub(super) fn take(
         &mut self,
         chain: &mut Chain,
-        discarder: Option<&Discarder>,
+        discarder: Option<&mut Discarder>,
     ) -> Result<bool, QueueError> {
         if !chain.readable.is_empty() && !chain.writable.is_empty() {
             return Err(QueueError::Request("a hint with data in it"));

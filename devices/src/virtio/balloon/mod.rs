@@ -5,6 +5,7 @@
 
 mod discard;
 mod hint;
+mod sparse;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -12,8 +13,10 @@ mod tests;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use event_manager::{EventOps, EventSet, Events};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -37,6 +40,8 @@ const QUEUE_SIZE: u16 = 64;
 /// What the timers' events carry.
 const STATS: u32 = 0;
 const HINT: u32 = 1;
+/// What the event carries that sparse huge pages are split.
+const SPARSE: u32 = 2;
 /// Pages in one request at most; Linux sends 256, others a page full of numbers.
 const MAX_PAGES: usize = 4096;
 /// Pages that are sorted, and given back by as few system calls, at a time.
@@ -81,6 +86,8 @@ pub struct Balloon {
     hint_timer: Option<OwnedFd>,
     /// Fires each time that statistics are due.
     stats_timer: Option<OwnedFd>,
+    /// Rung when sparse huge pages are split; there if the driver may report.
+    split: Option<OwnedFd>,
     stats: Option<BalloonStats>,
     active: Option<Active>,
 }
@@ -95,6 +102,18 @@ struct Active {
     stats_chain: Option<u16>,
     /// Whether the next statistics were asked for.
     is_stats_due: bool,
+    sparse: Sparse,
+}
+
+/// How far it is with huge pages of which the guest uses little.
+#[derive(Debug)]
+enum Sparse {
+    /// The driver has not reported yet.
+    Whole,
+    /// They are being split. Reports wait for it.
+    Splitting(Receiver<Vec<usize>>),
+    /// What was to be done is done.
+    Split,
 }
 
 impl Balloon {
@@ -103,6 +122,10 @@ impl Balloon {
         Ok(Self {
             hint_timer: options.hinting.map(every).transpose()?,
             stats_timer: options.stats.map(every).transpose()?,
+            split: match options.reporting {
+                true => Some(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+                false => None,
+            },
             hinting: Hinting::new(),
             options,
             actual: 0,
@@ -215,6 +238,7 @@ impl VirtioDevice for Balloon {
             discarder: Discarder::new(activation.mem),
             stats_chain: None,
             is_stats_due: false,
+            sparse: Sparse::Whole,
         });
         if self.is_target_new {
             self.announce();
@@ -231,12 +255,16 @@ impl VirtioDevice for Balloon {
     }
 
     fn register(&mut self, ops: &mut EventOps) {
-        let timers = [(&self.stats_timer, STATS), (&self.hint_timer, HINT)];
-        for (timer, data) in timers {
-            if let Some(timer) = timer
-                && let Err(error) = ops.add(Events::with_data(timer, data, EventSet::IN))
+        let all = [
+            (&self.stats_timer, STATS),
+            (&self.hint_timer, HINT),
+            (&self.split, SPARSE),
+        ];
+        for (fd, data) in all {
+            if let Some(fd) = fd
+                && let Err(error) = ops.add(Events::with_data(fd, data, EventSet::IN))
             {
-                log::error!("virtio-balloon: a timer cannot be watched: {error}");
+                log::error!("virtio-balloon: a timer or an event cannot be watched: {error}");
             }
         }
     }
@@ -260,19 +288,19 @@ impl VirtioDevice for Balloon {
     }
 
     fn host_event(&mut self, events: Events, _ops: &mut EventOps) {
-        let is_hint = events.data() == HINT;
-        let timer = if is_hint {
-            &self.hint_timer
-        } else {
-            &self.stats_timer
+        let fd = match events.data() {
+            HINT => &self.hint_timer,
+            STATS => &self.stats_timer,
+            _ => &self.split,
         };
-        if let Some(timer) = timer {
+        if let Some(fd) = fd {
             // Starts the next period; how many are over does not matter.
-            let _ = rustix::io::read(timer, &mut [0; 8]);
+            let _ = rustix::io::read(fd, &mut [0; 8]);
         }
-        match is_hint {
-            true => self.start_hinting(),
-            false => self.return_stats(),
+        match events.data() {
+            HINT => self.start_hinting(),
+            STATS => self.return_stats(),
+            _ => self.take_reports(),
         }
     }
 }
@@ -295,11 +323,11 @@ impl Balloon {
         let Active {
             queues, discarder, ..
         } = active;
-        let discarder = is_driver_waiting.then_some(&*discarder);
+        let mut discarder = is_driver_waiting.then_some(discarder);
         let mut is_changed = false;
         if let Some((_, queue)) = queues.iter_mut().find(|(role, _)| *role == Role::Hint) {
             queue.drain(|chain| {
-                is_changed |= hinting.take(chain, discarder)?;
+                is_changed |= hinting.take(chain, discarder.as_deref_mut())?;
                 Ok(0)
             });
         }
@@ -319,9 +347,41 @@ impl Balloon {
             Role::Inflate => queue.drain(|chain| inflate(&active.discarder, chain)),
             // The guest takes back what is its own: the host gives a page when it is touched.
             Role::Deflate => queue.drain(|_| Ok(0)),
-            Role::Report => queue.drain(|chain| report(&active.discarder, chain)),
+            Role::Report => self.take_reports(),
             Role::Stats => self.take_stats(),
             Role::Hint => self.take_hints(false),
+        }
+    }
+
+    /// Gives back what the driver reports. Behind its first report, when the guest has booted and left
+    /// huge pages that are mostly empty, the next ones wait until these are split.
+    fn take_reports(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        if let Sparse::Splitting(addresses) = &active.sparse {
+            match addresses.try_recv() {
+                Ok(addresses) => active.discarder.add_split(addresses),
+                // Rung again when it is time.
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {}
+            }
+            active.sparse = Sparse::Split;
+        }
+        let mut queues = active.queues.iter_mut();
+        let Some((_, queue)) = queues.find(|(role, _)| *role == Role::Report) else {
+            return;
+        };
+        let mut is_first = matches!(active.sparse, Sparse::Whole);
+        let mut has_reported = false;
+        queue.drain(|chain| {
+            has_reported = true;
+            report(&mut active.discarder, chain)
+        });
+        is_first &= has_reported;
+        if is_first && let Some(Ok(done)) = self.split.as_ref().map(OwnedFd::try_clone) {
+            let splitting = sparse::split_all(active.discarder.memory(), done);
+            active.sparse = splitting.map_or(Sparse::Split, Sparse::Splitting);
         }
     }
 
@@ -409,7 +469,7 @@ fn inflate(discarder: &Discarder, chain: &mut Chain) -> Result<u32, QueueError> 
 }
 
 /// Ranges that are free: nobody needs what is in them, and nobody minds when it is gone.
-fn report(discarder: &Discarder, chain: &mut Chain) -> Result<u32, QueueError> {
+fn report(discarder: &mut Discarder, chain: &mut Chain) -> Result<u32, QueueError> {
     if !chain.readable.is_empty() {
         return Err(QueueError::Request(
             "a report of free pages that are read-only",
