@@ -145,10 +145,17 @@ impl VirtioDevice for Pmem {
         self.set_queue(None);
     }
 
-    fn kick(&mut self, _queue: usize, _ops: &mut EventOps) {}
+    fn kick(&mut self, queue: usize, ops: &mut EventOps) {
+        let mut flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner);
+        flusher.kick(queue, ops);
+    }
 
+    /// A thread of its own for flushes, which a read-only file has none of that take long.
     fn lanes(&self) -> Lanes {
-        vec![(0..1, self.flusher.clone())]
+        match self.file.is_read_only() {
+            true => Vec::new(),
+            false => vec![(0..1, self.flusher.clone())],
+        }
     }
 }
 
