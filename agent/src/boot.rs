@@ -16,6 +16,9 @@ use crate::network;
 /// Descriptors that a process may have if its configuration says nothing of it.
 const OPEN_FILES: u64 = 1 << 20;
 
+/// The part of a zone that CPUs may keep on lists of their own: so small that the kernel's least counts.
+const PAGE_LISTS: &str = "65536";
+
 /// What the guest's root is made of: where, what, flags, options.
 const MOUNTS: [(&str, &str, MsFlags, &str); 7] = [
     ("proc", "proc", RESTRICTED, ""),
@@ -64,6 +67,9 @@ pub fn run() -> Result<()> {
         }
     }
     let _ = setsid();
+    // Pages that were freed go back to the host only from the kernel's common list: a CPU's own, which
+    // grows to several MiB in a guest with one CPU, is to be as short as it can be. Speed only.
+    let _ = fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", PAGE_LISTS);
     cgroup::enable_controllers()?;
     network::loopback_up()
 }

@@ -146,7 +146,9 @@ impl Mounts {
             match upper {
                 api::overlay::Upper::Tmpfs(tmpfs) => self.tmpfs(tmpfs, &top, flags)?,
                 api::overlay::Upper::Disk(name) => {
-                    self.mount(&device(name)?, &top, "ext4", MsFlags::MS_NOATIME, "")?;
+                    // What is not written stays a hole in the host's file.
+                    let options = "noinit_itable";
+                    self.mount(&device(name)?, &top, "ext4", MsFlags::MS_NOATIME, options)?;
                 }
                 _ => return Err(Error::invalid("rootfs.overlay.upper", "of an unknown kind")),
             }

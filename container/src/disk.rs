@@ -72,12 +72,12 @@ fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
         return Err(DiskError::Size(size));
     }
     let dir = data.join("templates");
-    let path = dir.join(format!("ext4-{}", size.0));
+    let path = dir.join(format!("ext4-2-{}", size.0));
     if path.exists() {
         return Ok(path);
     }
     fs::create_dir_all(&dir).map_err(file("cannot make the directory", &dir))?;
-    let new = dir.join(format!(".ext4-{}-{}", size.0, std::process::id()));
+    let new = dir.join(format!(".ext4-2-{}-{}", size.0, std::process::id()));
     let made = mkfs(&new, size)
         .and_then(|()| fs::rename(&new, &path).map_err(file("cannot rename", &new)));
     if made.is_err() {
@@ -89,10 +89,12 @@ fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
 fn mkfs(path: &Path, size: Bytes) -> Result<(), DiskError> {
     let make = || File::create(path)?.set_len(size.0);
     make().map_err(file("cannot make", path))?;
-    // Without checksums of groups the kernel does not write all inode tables in the background, which
-    // would fill the file. A small journal is enough for one container.
-    let arguments = "-q -F -b 4096 -m 0 -J size=8 -O ^resize_inode,^metadata_csum \
-                     -E lazy_itable_init=1,lazy_journal_init=1";
+    // What is copied for each container is to be little: groups that are in use alone (`uninit_bg`), and
+    // one spare superblock. A small journal is enough for one container. That inode tables are not
+    // written is safe in a file of zeros; the agent keeps the kernel from doing it later.
+    let arguments = "-q -F -b 4096 -m 0 -J size=8 \
+                     -O ^resize_inode,^metadata_csum,uninit_bg,sparse_super2 \
+                     -E lazy_itable_init=1,lazy_journal_init=1,num_backup_sb=1";
     let mut command = Command::new(MKFS);
     command.args(arguments.split_whitespace()).arg(path);
     // Users rarely have it in theirs.

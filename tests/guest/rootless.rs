@@ -16,7 +16,7 @@ mount -t tmpfs none /mnt; mknod -m 666 /mnt/kvm c 10 232; mount --bind /mnt/kvm 
 # What is ours may lie where that user does not get to.
 mkdir "$dir/bin" "$dir/guest" "$dir/home" /mnt/run
 mount --bind "$programs" "$dir/bin"
-for name in vmlinux agent.cpio; do
+for name in vmlinux agent.erofs; do
     touch "$dir/guest/$name"; mount --bind "$(readlink -f "$guest/$name")" "$dir/guest/$name"
 done
 cp /etc/passwd /etc/group /etc/subuid /etc/subgid "$dir"

@@ -67,7 +67,7 @@ pub struct Setup {
     pub root: PathBuf,
     /// The initramfs of the guests that do input and output.
     pub io_initrd: PathBuf,
-    /// The initramfs of containers' VMs.
+    /// The root of containers' VMs, with the agent.
     pub agent: PathBuf,
     /// For the lab's results, and raw traces if asked for.
     pub output: PathBuf,
@@ -170,7 +170,7 @@ impl Setup {
                 let ours = self.monitor.with_file_name(CONTAINER);
                 include(&absolute(&ours)?, &Path::new(INSIDE).join(CONTAINER));
                 include(&absolute(&self.kernel)?, &inside.guest.join("vmlinux"));
-                include(&absolute(&self.agent)?, &inside.guest.join("agent.cpio"));
+                include(&absolute(&self.agent)?, &inside.guest.join("agent.erofs"));
                 for name in TOOLS {
                     let path = find_tool(name)?;
                     include(&path, &Path::new("/usr/bin").join(name));

@@ -75,7 +75,7 @@ fn volumes_and_disks_are_mounted() {
     for round in 0..2 {
         let guest = Guest::start_with(&format!("vol{round}"), &["--disk", &disk, "--fs", &fs]);
         let mut overlay = api::Overlay::new();
-        overlay.lower.push("/dev/pmem0".to_owned());
+        overlay.lower.push("/dev/pmem1".to_owned());
         overlay.upper = Some(api::overlay::Upper::Disk("serial=upper".to_owned()));
         let mut root = api::Rootfs::new();
         root.kind = Some(api::rootfs::Kind::Overlay(overlay));

@@ -43,9 +43,8 @@ impl Guest {
         let socket = dir.join("vsock");
         let vsock = format!("cid=3,uds={}", socket.display());
         let image = format!("file={},ro", guest_file("rootfs.erofs").display());
-        let initrd = guest_file("agent.cpio");
-        let initrd = initrd.to_str().unwrap();
-        let mut all = vec!["--initrd", initrd, "--pmem", &image, "--vsock", &vsock];
+        let root = format!("{},pmem,ro", guest_file("agent.erofs").display());
+        let mut all = vec!["--rootfs", &root, "--pmem", &image, "--vsock", &vsock];
         all.extend(args);
         let vm = Vm::start(&all);
         let until = Instant::now() + patience();
@@ -216,7 +215,7 @@ impl Process<'_> {
 
 fn rootfs() -> api::Rootfs {
     let mut overlay = api::Overlay::new();
-    overlay.lower.push("/dev/pmem0".to_owned());
+    overlay.lower.push("/dev/pmem1".to_owned());
     overlay.upper = Some(api::overlay::Upper::Tmpfs(api::Tmpfs::new()));
     let mut rootfs = api::Rootfs::new();
     rootfs.kind = Some(api::rootfs::Kind::Overlay(overlay));
