@@ -372,17 +372,22 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     Ok((Plan::Vm(Box::new(machine), guest), ports))
 }
 
-/// Removes a container that does not run, with the volumes that are its own. `lock` is its.
+/// Removes a container that does not run, with the volumes that are its own, and with what a shim that was
+/// killed left. `lock` is its.
 pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
+    if let Some(path) = container.state()?.cgroup {
+        limits::remove(&path);
+    }
+    forget(container, lock)
+}
+
+/// Removes a container whose VM is taken care of. `lock` is its.
+pub fn forget(container: &Container, lock: &Lock) -> Result<(), CreateError> {
     let options = &container.record.options;
     if options.isolation == Isolation::Process
         && let Ok(runtime) = crate::shim::find_runtime(options.runtime)
     {
         crate::shim::delete_process(runtime, &container.record.id);
-    }
-    // What a shim that was killed left.
-    if let Some(path) = container.state()?.cgroup {
-        limits::remove(&path);
     }
     networks::disconnect(container);
     container.remove(lock)?;

@@ -56,8 +56,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct HostCgroup {
     path: PathBuf,
-    /// Who writes `0` to it is in it.
-    pub joins: File,
+    /// The directory, into which processes are born.
+    pub dir: File,
 }
 
 impl HostCgroup {
@@ -79,9 +79,9 @@ impl HostCgroup {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other?,
             }
-            File::options().write(true).open(path.join("cgroup.procs"))
+            File::open(&path)
         };
-        let joins = made().map_err(|source: io::Error| LimitError::Make {
+        let dir = made().map_err(|source: io::Error| LimitError::Make {
             path: path.clone(),
             source,
         })?;
@@ -90,7 +90,7 @@ impl HostCgroup {
                 log::warn!("the host does not limit the VM by {file}: {error}");
             }
         }
-        Ok(Self { path, joins })
+        Ok(Self { path, dir })
     }
 
     /// Its directory.

@@ -22,7 +22,6 @@ use nix::sys::signal::Signal;
 pub(crate) use attach::{Raw, Signals};
 
 use super::{EXIT_FAILED, fail};
-use crate::shim;
 
 /// What there is to do with containers.
 #[derive(Debug, clap::Subcommand)]
@@ -79,15 +78,6 @@ pub(super) enum Command {
     /// Volumes
     #[command(subcommand)]
     Volume(volume::Command),
-    /// Hold a container; what starts one does it
-    #[command(hide = true)]
-    Shim {
-        /// The container's ID.
-        id: String,
-        /// Without running it: for its files.
-        #[arg(long)]
-        visit: bool,
-    },
 }
 
 /// What most of these end with: an exit code, or an error with Docker's code for it.
@@ -136,7 +126,6 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Events(args) => logs::events(&args),
         Command::Network(command) => network::run(command),
         Command::Volume(command) => volume::run(command),
-        Command::Shim { id, visit } => return shim::main(&id, visit),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

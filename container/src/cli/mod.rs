@@ -6,11 +6,14 @@ mod format;
 mod image;
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 pub(crate) use container::{Raw, Signals, signal};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::shim;
 
 /// Docker's exit code for a failure of ours, not of the container's.
 pub const EXIT_FAILED: u8 = 125;
@@ -47,9 +50,12 @@ const MONITOR: [&str; 4] = ["boot", "doctor", "completions", "man"];
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    // A command line of its own, which is runc's and not Docker's.
-    if args.next().is_some_and(|first| first == "runc") {
-        return crate::runc::main(args.collect());
+    match args.next().as_deref().and_then(OsStr::to_str) {
+        // A command line of its own, which is runc's and not Docker's.
+        Some("runc") => return crate::runc::main(args.collect()),
+        // Our own words to ourselves, on the way of every container's start: they need no parser.
+        Some(shim::COMMAND) => return shim::main(args),
+        _ => {}
     }
     let program =
         Cli::command().subcommands(MONITOR.map(|name| clap::Command::new(name).hide(true)));

@@ -8,9 +8,11 @@ mod output;
 mod process;
 mod server;
 mod session;
+mod spawn;
 mod visit;
 pub mod wire;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -37,6 +39,10 @@ use output::Output;
 use session::End;
 use wire::Failure;
 
+/// The word on our command line that makes a process a shim. It is no command for people.
+pub const COMMAND: &str = "shim";
+/// Behind the container's ID: without running it, for its files.
+pub const VISIT: &str = "--visit";
 /// What a shim writes to its standard output when its socket is there.
 pub const READY: &str = "ready\n";
 /// How long the last output of a container that ended may take, and the last words to clients.
@@ -111,8 +117,12 @@ struct Life {
     state: State,
 }
 
-/// Is the shim of the container with this ID until its end; or, on a visit, of its files.
-pub fn main(id: &str, visit: bool) -> ExitCode {
+/// Is the shim of the container whose ID is the first of `args` until its end; or, on a [`VISIT`], of
+/// its files.
+pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let id = args.next().unwrap_or_default();
+    let id = id.to_str().unwrap_or_default();
+    let visit = args.next().is_some_and(|arg| arg == VISIT);
     // No terminal's signals any more. It fails for who leads a session already.
     let _ = rustix::process::setsid();
     // To shim.log. Without it there is nothing that anybody would miss.
@@ -164,8 +174,10 @@ fn run(id: &str) -> Result<(), ShimError> {
     let theirs = Arc::clone(&shim);
     thread::spawn(move || theirs.watch_starter());
 
-    let code = shim.live();
+    let (code, rest) = shim.live();
     shim.finish(lock, code);
+    // Ends the VM. Nobody waits for that who needs nothing that it has.
+    drop(rest);
     // Those who are told the end have heard it when all senders are gone.
     let _ = idle.recv_timeout(LAST);
     Ok(())
@@ -221,7 +233,10 @@ impl Shim {
         let mut life = self.life();
         let before = life.state.clone();
         change(&mut life);
+        // Of one that is removed in a moment nobody reads it.
+        let is_read = !self.container.record.options.rm || life.state.finished.is_none();
         if life.state != before
+            && is_read
             && let Err(error) = self.container.set_state(&life.state)
         {
             log::error!("the state is lost: {}", crate::describe(&error));
@@ -244,13 +259,16 @@ impl Shim {
         });
     }
 
-    /// Runs the container, again and again if its policy says so. Gives its last exit code.
-    fn live(&self) -> i32 {
+    /// Runs the container, again and again if its policy says so. Gives its last exit code, and what is
+    /// still to be dropped.
+    fn live(&self) -> (i32, Option<Arc<Session>>) {
         let mut pause = RESTART;
         loop {
+            let mut rest = None;
             let code = match self.live_once() {
-                Ok(end) => {
+                Ok((end, left)) => {
                     self.ended(&end);
+                    rest = left;
                     end.code
                 }
                 Err(error) => {
@@ -271,8 +289,9 @@ impl Shim {
             let again = life.started && !life.stopped && policy.applies(code, life.state.restarts);
             drop(life);
             if !again {
-                return code;
+                return (code, rest);
             }
+            drop(rest);
             self.change(|life| {
                 life.state.status = Status::Restarting;
                 life.state.restarts += 1;
@@ -283,7 +302,7 @@ impl Shim {
                 .changed
                 .wait_timeout_while(life, pause, |life| !life.stopped);
             if paused.unwrap_or_else(PoisonError::into_inner).0.stopped {
-                return code;
+                return (code, None);
             }
             pause = (pause * 2).min(LONGEST_RESTART);
         }
@@ -293,6 +312,7 @@ impl Shim {
         self.change(|life| {
             life.state.pid = 0;
             life.state.attached = None;
+            life.state.cgroup = None;
             life.state.exit_code = end.code;
             life.state.oom_killed = end.oom;
             life.state.error = end.error.clone().unwrap_or_default();
@@ -303,11 +323,13 @@ impl Shim {
         Events::write(&self.container.record, "die", Some(end.code));
     }
 
-    fn live_once(&self) -> Result<End, ShimError> {
+    /// Gives how it ended, and the session if that may go later.
+    fn live_once(&self) -> Result<(End, Option<Arc<Session>>), ShimError> {
         let (mut plan, ports) = create::plan(&self.container)?;
         // Held for as long as it lives.
         let link = Link::connect(&self.container, &mut plan, &ports)?;
         let is_temporary = self.container.record.options.rm;
+        let goes_later = is_temporary && plan.is_alone();
         let (session, streams) = Session::boot(plan)?;
         if let Some(link) = &link {
             link.join()?;
@@ -368,8 +390,11 @@ impl Shim {
             let end = session.wait();
             drop(running);
             let _: Result<(), _> = all_done.recv_timeout(LAST);
+            if goes_later {
+                return Ok((end, Some(session.clone())));
+            }
             session.end(!is_temporary);
-            Ok(end)
+            Ok((end, None))
         })
     }
 
@@ -385,7 +410,7 @@ impl Shim {
             (life.state.pid, life.state.shim) = (0, 0);
         });
         if self.container.record.options.rm
-            && let Err(error) = create::remove(&self.container, &lock)
+            && let Err(error) = create::forget(&self.container, &lock)
         {
             log::error!("the container is not removed: {}", crate::describe(&error));
         }

@@ -2,19 +2,20 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam::companion::{self, CompanionError};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::process::set_parent_process_death_signal;
+use rustix::process::WaitOptions;
+
+use super::spawn::{Place, spawn};
 
 /// The monitor's program, beside ours.
 const PROGRAM: &str = "cofferdam";
@@ -42,15 +43,6 @@ pub enum MonitorError {
         /// Its last words.
         said: String,
     },
-}
-
-/// Where a monitor is, if not where who starts it is.
-#[derive(Debug, Default)]
-pub struct Place<'a> {
-    /// Of a cgroup, by which it is joined: `cgroup.procs`.
-    pub cgroup: Option<&'a File>,
-    /// A network namespace.
-    pub netns: Option<File>,
 }
 
 /// A running monitor. Dropped, it is killed. It never outlives the thread that started it.
@@ -83,39 +75,16 @@ impl Monitor {
             source,
         };
         let stderr = File::create(log).map_err(start)?;
-        let mut command = Command::new(&program);
-        command.args(["boot", "--config"]).arg(config);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let parent = rustix::process::getpid();
-        let cgroup = place.cgroup.map(AsRawFd::as_raw_fd);
-        let netns = place.netns.as_ref().map(AsRawFd::as_raw_fd);
-        // SAFETY: between fork and exec the closure makes four system calls and nothing else: it
-        // takes no lock and allocates nothing. The descriptors are open: their files are borrowed.
-        unsafe {
-            command.pre_exec(move || {
-                set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-                // The parent may have died before the wish was heard.
-                if rustix::process::getppid() != Some(parent) {
-                    return Err(io::ErrorKind::BrokenPipe.into());
-                }
-                if let Some(cgroup) = cgroup {
-                    rustix::io::write(BorrowedFd::borrow_raw(cgroup), b"0")?;
-                }
-                if let Some(netns) = netns {
-                    setns(BorrowedFd::borrow_raw(netns), CloneFlags::CLONE_NEWNET)?;
-                }
-                Ok(())
-            });
-        }
-        let mut child = command.spawn().map_err(start)?;
-        let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|e| start(io::Error::other(e)))?);
+        let args = [
+            b"boot",
+            b"--config".as_slice(),
+            config.as_os_str().as_bytes(),
+        ];
+        let pid = spawn(&program, &args, &stderr, place).map_err(start)?;
         let end = Arc::new(End::default());
         let theirs = Arc::clone(&end);
         thread::spawn(move || {
-            let status = child.wait().unwrap_or_default();
+            let status = wait_for(pid);
             *theirs.status() = Some(status);
             theirs.came.notify_all();
         });
@@ -151,12 +120,17 @@ impl Monitor {
         *status
     }
 
-    /// Kills it and waits until it is gone.
+    /// Kills it. It is gone a little later, when the host's kernel has its memory back.
     pub fn kill(&self) {
         // The lock keeps the number from being another's: it is waited for under it, or not yet.
         if self.end.status().is_none() {
             let _ = kill(self.pid, Signal::SIGKILL);
         }
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn end(&self) {
+        self.kill();
         self.wait(Duration::from_secs(30));
     }
 
@@ -173,8 +147,21 @@ impl Monitor {
     }
 }
 
+/// Waits for a child, however long it takes.
+fn wait_for(pid: Pid) -> ExitStatus {
+    let child = rustix::process::Pid::from_raw(pid.as_raw());
+    loop {
+        match rustix::process::waitpid(child, WaitOptions::empty()) {
+            Ok(Some((_, status))) => return ExitStatus::from_raw(status.as_raw()),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            // Nobody else waits for it, so it is there; but nothing hangs on that.
+            Err(_) => return ExitStatus::default(),
+        }
+    }
+}
+
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.kill();
+        self.end();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +11,9 @@ use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
 
-use super::monitor::{Monitor, MonitorError, Place};
+use super::monitor::{Monitor, MonitorError};
 use super::process::{Bundle, Process, ProcessError};
+use super::spawn::Place;
 use super::wire::Failure;
 use crate::limits::HostCgroup;
 use crate::vm::{Machine, VmError};
@@ -117,6 +118,13 @@ pub enum Plan {
     Process(Bundle),
 }
 
+impl Plan {
+    /// Whether it takes nothing of the host's that somebody may want as soon as it has ended.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Self::Vm(machine, _) if machine.is_alone())
+    }
+}
+
 impl Session {
     /// Makes the container, and connects its streams.
     pub fn boot(plan: Plan) -> Result<(Self, Streams), SessionError> {
@@ -204,7 +212,7 @@ impl Session {
         }
     }
 
-    /// Ends it, whatever it does.
+    /// Ends it, whatever it does. A VM goes on its own from here, and is gone when this is dropped.
     pub fn kill(&self) {
         match self {
             Self::Vm(vm) => vm.kill(),
@@ -297,7 +305,7 @@ impl Vm {
         });
         let netns = machine.netns.as_ref().map(File::open).transpose();
         let place = Place {
-            cgroup: cgroup.as_ref().map(|cgroup| &cgroup.joins),
+            cgroup: cgroup.as_ref().map(|cgroup| cgroup.dir.as_fd()),
             netns: netns.map_err(|source| SessionError::Netns { source })?,
         };
         let monitor = Monitor::start(&path, &machine.run.join("monitor.log"), &place)?;
@@ -395,7 +403,7 @@ impl Vm {
                 }
             });
         }
-        self.monitor.kill();
+        self.monitor.end();
     }
 
     /// Kills the monitor.

@@ -8,8 +8,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use cofferdam_agent_protocol::{Client, ClientError};
 
 use crate::options::Isolation;
-use crate::shim::READY;
 use crate::shim::wire::{Failure, Reply, Request, ask};
+use crate::shim::{self, READY};
 use crate::state::{Container, StateError, Status};
 
 /// Why a shim does not do what it should.
@@ -140,7 +140,7 @@ pub(super) fn host(container: &Container) -> Result<Host, ControlError> {
             if container.record.options.isolation == Isolation::Process {
                 return Err(ControlError::NoVm(name()));
             }
-            let shim = spawn_shim(container, &["--visit"])?;
+            let shim = spawn_shim(container, &[shim::VISIT])?;
             let visit = Some(Visit { shim });
             let agent = Client::connect(&container.vsock())?.0;
             Ok(Host {
@@ -180,7 +180,7 @@ fn spawn_shim(container: &Container, options: &[&str]) -> Result<Child, ControlE
     let log = container.dir.join("shim.log");
     let spawn = || {
         let mut child = Command::new(program)
-            .args(["shim", &container.record.id])
+            .args([shim::COMMAND, &container.record.id])
             .args(options)
             .current_dir("/")
             .stdin(Stdio::piped())
