@@ -160,26 +160,35 @@ impl Memory {
 }
 
 /// KiB of all mappings in the text of smaps, and of the largest one that is not a file's: in a
-/// monitor's, the guest's memory.
+/// monitor's, the guest's memory. Parts that follow one another count as one: what the kernel is told of
+/// a part of a mapping divides it.
 fn pss(smaps: &str) -> (u64, u64) {
-    let (mut all, mut size, mut largest) = (0, 0, (0, 0));
-    let mut is_file = false;
+    let (mut all, mut this, mut largest) = (0, (0, 0), (0, 0));
+    let (mut is_file, mut last_end) = (false, String::new());
     for line in smaps.lines() {
         let mut fields = line.split_whitespace();
         let first = fields.next().unwrap_or_default();
         match first {
-            "Size:" => size = field(line, "Size:"),
+            "Size:" => this.0 += field(line, "Size:"),
             "Pss:" => {
                 let pss = field(line, "Pss:");
                 all += pss;
-                if !is_file && size > largest.0 {
-                    largest = (size, pss);
+                this.1 += pss;
+                if !is_file && this.0 > largest.0 {
+                    largest = this;
                 }
             }
             // A mapping's first line: addresses, rights, offset, device, inode, name.
-            _ if !first.ends_with(':') && first.contains('-') => {
-                let name = fields.nth(4).unwrap_or_default();
-                is_file = name.starts_with('/') && !name.starts_with("/memfd:");
+            _ if !first.ends_with(':') => {
+                if let Some((start, end)) = first.split_once('-') {
+                    let name = fields.nth(4).unwrap_or_default();
+                    let was_file = is_file;
+                    is_file = name.starts_with('/') && !name.starts_with("/memfd:");
+                    if start != last_end || is_file || was_file {
+                        this = (0, 0);
+                    }
+                    end.clone_into(&mut last_end);
+                }
             }
             _ => {}
         }
@@ -301,9 +310,13 @@ mod tests {
 Size:               1024 kB
 Pss:                 800 kB
 Pss_Dirty:           100 kB
-7f0000000000-7f0020000000 rw-p 00000000 00:00 0
-Size:             524288 kB
-Pss:               20000 kB
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Size:               2048 kB
+Pss:                1500 kB
+VmFlags: rd wr nh
+7f0000200000-7f0020000000 rw-p 00000000 00:00 0
+Size:             522240 kB
+Pss:               18500 kB
 VmFlags: rd wr
 7f0020000000-7f0060000000 r--p 00000000 00:01 9                          /images/layer.erofs
 Size:            1048576 kB
@@ -318,8 +331,8 @@ Pss:                  12 kB
     fn the_guest_is_told_from_its_monitor() {
         assert_eq!(pss(SMAPS), (21_112, 20_000));
         let memfd = SMAPS.replace(
-            "00:00 0\nSize:             524288",
-            "00:01 5  /memfd:guest-memory (deleted)\nSize:             524288",
+            "00:00 0\nSize:             522240",
+            "00:01 5  /memfd:guest-memory (deleted)\nSize:             522240",
         );
         assert_eq!(pss(&memfd), (21_112, 20_000));
     }

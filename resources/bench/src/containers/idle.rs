@@ -14,6 +14,9 @@ use crate::rows::Places;
 /// Until the last one idles, and what it gave back is back: free pages are reported every two seconds.
 const SETTLE: Duration = Duration::from_secs(6);
 
+/// Part of the path of each of the image's EROFS files.
+const LAYERS: &str = "/images/layers/";
+
 /// Starts containers, looks, and removes them.
 pub fn measure(places: &Places) -> Result<Idle, MeasureError> {
     // What the host's kernel keeps from the first run on is not a container's.
@@ -117,7 +120,7 @@ impl Process {
             .max();
         let is_monitor = self.name == "cofferdam";
         for mapping in &mappings {
-            if mapping.name.ends_with(".erofs") {
+            if mapping.name.contains(LAYERS) {
                 idle.image_pss_kib += mapping.pss;
                 idle.image_rss_kib += mapping.rss;
                 idle.image_kib = idle.image_kib.max(mapping.size);
@@ -135,33 +138,45 @@ impl Process {
 /// One mapping of a process, sizes in KiB.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Mapping {
+    /// Where it ends.
+    end: u64,
     name: String,
     size: u64,
     rss: u64,
     pss: u64,
 }
 
+/// Those without a name that follow one another are one: what is told the kernel of a part of a mapping
+/// splits it.
 fn mappings(smaps: &str) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
-        if !first.ends_with(':') && first.contains('-') {
+        let address = |text: &str| u64::from_str_radix(text, 16).unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
             let name = words.nth(4).unwrap_or_default().to_owned();
-            mappings.push(Mapping {
-                name,
-                ..Mapping::default()
-            });
+            let (start, end) = (address(start), address(end));
+            match mappings.last_mut() {
+                Some(last) if last.end == start && name.is_empty() && last.name.is_empty() => {
+                    last.end = end;
+                }
+                _ => mappings.push(Mapping {
+                    end,
+                    name,
+                    ..Mapping::default()
+                }),
+            }
             continue;
         }
-        let kib = words.next().and_then(|kib| kib.parse().ok());
+        let kib = words.next().and_then(|kib| kib.parse::<u64>().ok());
         let (Some(mapping), Some(kib)) = (mappings.last_mut(), kib) else {
             continue;
         };
         match first {
-            "Size:" => mapping.size = kib,
-            "Rss:" => mapping.rss = kib,
-            "Pss:" => mapping.pss = kib,
+            "Size:" => mapping.size += kib,
+            "Rss:" => mapping.rss += kib,
+            "Pss:" => mapping.pss += kib,
             _ => {}
         }
     }
@@ -177,11 +192,15 @@ mod tests {
 Size:               1024 kB
 Rss:                 800 kB
 Pss:                 400 kB
-7f0000000000-7f0020000000 rw-p 00000000 00:00 0
-Size:             524288 kB
-Rss:               20000 kB
-Pss:               20000 kB
-7f0020000000-7f0020200000 r--s 00000000 00:01 9                          /tmp/images/l.erofs
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Size:               2048 kB
+Rss:                2000 kB
+Pss:                2000 kB
+7f0000200000-7f0020000000 rw-p 00000000 00:00 0
+Size:             522240 kB
+Rss:               18000 kB
+Pss:               18000 kB
+7f0020000000-7f0020200000 r--s 00000000 00:01 9                          /tmp/images/layers/l.erofs
 Size:               2048 kB
 Rss:                1000 kB
 Pss:                  50 kB
