@@ -112,8 +112,8 @@ enum Sparse {
     Whole,
     /// They are being split. Reports wait for it.
     Splitting(Receiver<Vec<usize>>),
-    /// What was to be done is done.
-    Split,
+    /// They are, and will be once more where there is somebody to tell of it.
+    Split(Option<Receiver<Vec<usize>>>),
 }
 
 impl Balloon {
@@ -359,15 +359,27 @@ impl Balloon {
         let Some(active) = &mut self.active else {
             return;
         };
-        if let Sparse::Splitting(addresses) = &active.sparse {
-            match addresses.try_recv() {
-                Ok(addresses) => active.discarder.add_split(addresses),
+        active.sparse = match std::mem::replace(&mut active.sparse, Sparse::Split(None)) {
+            Sparse::Whole => Sparse::Whole,
+            Sparse::Splitting(addresses) => match addresses.try_recv() {
+                Ok(first) => {
+                    active.discarder.add_split(first);
+                    Sparse::Split(Some(addresses))
+                }
                 // Rung again when it is time.
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {}
+                Err(TryRecvError::Empty) => {
+                    active.sparse = Sparse::Splitting(addresses);
+                    return;
+                }
+                Err(TryRecvError::Disconnected) => Sparse::Split(None),
+            },
+            Sparse::Split(addresses) => {
+                for more in addresses.iter().flat_map(Receiver::try_iter) {
+                    active.discarder.add_split(more);
+                }
+                Sparse::Split(addresses)
             }
-            active.sparse = Sparse::Split;
-        }
+        };
         let mut queues = active.queues.iter_mut();
         let Some((_, queue)) = queues.find(|(role, _)| *role == Role::Report) else {
             return;
@@ -381,7 +393,7 @@ impl Balloon {
         is_first &= has_reported;
         if is_first && let Some(Ok(done)) = self.split.as_ref().map(OwnedFd::try_clone) {
             let splitting = sparse::split_all(active.discarder.memory(), done);
-            active.sparse = splitting.map_or(Sparse::Split, Sparse::Splitting);
+            active.sparse = splitting.map_or(Sparse::Split(None), Sparse::Splitting);
         }
     }
 

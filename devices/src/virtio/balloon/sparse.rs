@@ -2,8 +2,8 @@
 //!
 //! A guest's kernel boots in some twenty faults, since the host gives it huge pages. Afterwards many of
 //! them are a few pages in use and hundreds that nobody has ever written to, or that are free in pieces
-//! too small to be worth the breaking of a huge page. So once, when the guest begins to report, such huge
-//! pages are split. The host's kernel then gives the empty pages back by itself (`remap_page` in
+//! too small to be worth the breaking of a huge page. So when the guest begins to report such huge pages
+//! are split. The host's kernel then gives the empty pages back by itself (`remap_page` in
 //! mm/huge_memory.c), whatever the guest does meanwhile; and what the guest reports of them in small
 //! pieces can go back, too.
 
@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use rustix::system::uname;
 use vm_memory::{
@@ -33,9 +34,13 @@ const LOOK: usize = 1 << 30;
 /// The kernel that gives empty pages back when it splits a huge one.
 const SINCE: (u32, u32) = (6, 12);
 
-/// Splits what is sparse on a thread of its own, since it takes some milliseconds, and then rings `done`.
-/// What comes are the addresses, here, of the huge pages that were. Nothing comes, and nobody rings, where
-/// there are none to be split.
+/// When there is a look, after the one before: at once, and again when the guest has settled, and what it
+/// does some seconds after its start (a file system's first commit) has taken huge pages for little, too.
+const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(8)];
+
+/// Splits what is sparse on a thread of its own, since it takes some milliseconds, and rings `done` after
+/// each look. What comes each time are the addresses, here, of the huge pages that were. Nothing comes,
+/// and nobody rings, where there are none to be split.
 pub(super) fn split_all(mem: &GuestMemory, done: OwnedFd) -> Option<Receiver<Vec<usize>>> {
     if !is_of_use(&uname().release().to_string_lossy()) || !mem.iter().any(has_huge_pages) {
         return None;
@@ -43,16 +48,21 @@ pub(super) fn split_all(mem: &GuestMemory, done: OwnedFd) -> Option<Receiver<Vec
     let mem = mem.clone();
     let (sender, receiver) = channel();
     let work = move || {
-        let mut all = Vec::new();
-        for region in mem.iter().filter(|region| has_huge_pages(region)) {
-            if let Err(error) = split(region, &mut all) {
-                log::debug!("virtio-balloon: sparse huge pages stay: {error}");
+        for pause in LOOKS {
+            thread::sleep(pause);
+            let mut all = Vec::new();
+            for region in mem.iter().filter(|region| has_huge_pages(region)) {
+                if let Err(error) = split(region, &mut all) {
+                    log::debug!("virtio-balloon: sparse huge pages stay: {error}");
+                }
             }
+            log::debug!("virtio-balloon: {} sparse huge pages are split", all.len());
+            // The driver may have gone meanwhile, and who listened with it.
+            if sender.send(all).is_err() {
+                return;
+            }
+            let _ = rustix::io::write(&done, &1u64.to_ne_bytes());
         }
-        log::debug!("virtio-balloon: {} sparse huge pages are split", all.len());
-        // The driver may have gone meanwhile, and who listened with it.
-        let _ = sender.send(all);
-        let _ = rustix::io::write(done, &1u64.to_ne_bytes());
     };
     let thread = thread::Builder::new().name("sparse".into()).spawn(work);
     thread.is_ok().then_some(receiver)

@@ -11,8 +11,9 @@ use crate::measure::{MeasureError, read};
 use crate::report::Idle;
 use crate::rows::Places;
 
-/// Until the last one idles, and what it gave back is back: free pages are reported every two seconds.
-const SETTLE: Duration = Duration::from_secs(6);
+/// Until the last one idles, and what it gave back is back: free pages are reported every two seconds,
+/// and huge pages that are mostly empty are looked for two and ten seconds after a boot.
+const SETTLE: Duration = Duration::from_secs(12);
 
 /// Part of the path of each of the image's EROFS files.
 const LAYERS: &str = "/images/layers/";
