@@ -344,7 +344,7 @@ fn containerd_and_docker_run_and_manage() {
     let mib = used
         .split_once("MiB /")
         .and_then(|(mib, _)| mib.parse::<f64>().ok());
-    assert!(mib.is_some_and(|mib| mib > 30.0), "{used}");
+    assert!(mib.is_some_and(|mib| mib > 16.0), "{used}");
     engine.text("rm -f box1");
 
     let image = engine.runtime.path("image.tar");

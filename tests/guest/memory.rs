@@ -142,13 +142,21 @@ fn the_balloon_is_filled_and_gives_way() {
 #[test]
 fn what_the_boot_left_empty_comes_back() {
     let dir = TempDir::new("sparse");
-    let args = "--memory 578M --balloon";
+    let args = "--memory 578M --balloon --log-level debug";
     let script = "echo ready; read line; cat /etc/passwd >/dev/null && echo alive; read line";
     let mut vm = Vm::script(&dir, args, script);
     vm.wait_for("ready");
-    let before = resident(&vm);
-    let time = seconds_until("empty pages come back", || resident(&vm) + 8 <= before);
-    println!("{before} MiB, {} MiB {time:?} later", resident(&vm));
+    // Some two seconds after the boot, and once more.
+    for _ in 0..2 {
+        vm.wait_for_log("sparse huge pages are split");
+    }
+    let split = host(&format!(
+        "grep -c '^VmFlags:.* nh' /proc/{}/smaps",
+        vm.pid()
+    ));
+    let split: u32 = split.trim().parse().unwrap();
+    println!("{} MiB, {split} mappings of small pages", resident(&vm));
+    assert!(split >= 3, "{split}");
     vm.type_text("\n");
     vm.wait_for("alive");
     vm.type_text("\n");

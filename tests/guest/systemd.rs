@@ -142,7 +142,7 @@ fn systemd_has_the_scopes_of_containers() {
     assert!(shown.contains(&format!("MemoryMax={memory}\n")));
     // The guest is in it.
     let memory: u64 = file("memory.current").trim().parse().unwrap();
-    assert!(memory > 30 << 20, "{memory}");
+    assert!(memory > 16 << 20, "{memory}");
     // The same name again, as soon as the scope before is gone.
     podman.text("restart -t 0 one");
     assert!(systemd.scopes().contains(&unit), "{:?}", systemd.scopes());
