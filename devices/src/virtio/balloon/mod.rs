@@ -88,6 +88,9 @@ pub struct Balloon {
     stats_timer: Option<OwnedFd>,
     /// Rung when sparse huge pages are split; there if the driver may report.
     split: Option<OwnedFd>,
+    /// They were looked for: once in the life of a VM, or a driver that comes again and again would have
+    /// a thread for each time.
+    was_split: bool,
     stats: Option<BalloonStats>,
     active: Option<Active>,
 }
@@ -126,6 +129,7 @@ impl Balloon {
                 true => Some(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
                 false => None,
             },
+            was_split: false,
             hinting: Hinting::new(),
             options,
             actual: 0,
@@ -384,14 +388,15 @@ impl Balloon {
         let Some((_, queue)) = queues.find(|(role, _)| *role == Role::Report) else {
             return;
         };
-        let mut is_first = matches!(active.sparse, Sparse::Whole);
         let mut has_reported = false;
         queue.drain(|chain| {
             has_reported = true;
             report(&mut active.discarder, chain)
         });
-        is_first &= has_reported;
-        if is_first && let Some(Ok(done)) = self.split.as_ref().map(OwnedFd::try_clone) {
+        if has_reported
+            && !std::mem::replace(&mut self.was_split, true)
+            && let Some(Ok(done)) = self.split.as_ref().map(OwnedFd::try_clone)
+        {
             let splitting = sparse::split_all(active.discarder.memory(), done);
             active.sparse = splitting.map_or(Sparse::Split(None), Sparse::Splitting);
         }
