@@ -9,6 +9,7 @@ use std::process::Command;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
+use crate::files::{FileError, file};
 use crate::options::Bytes;
 
 /// How large a writable layer is where nothing is said. It is a bound: the file has only what the
@@ -35,25 +36,9 @@ pub enum DiskError {
         /// Its last words.
         said: String,
     },
-    /// A file.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried: "cannot copy".
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + 'a {
-    move |source| DiskError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Makes the file `to`, an empty ext4 of that size. Templates are kept below `data`.
@@ -63,7 +48,7 @@ pub fn make(data: &Path, size: Bytes, to: &Path) -> Result<(), DiskError> {
         let from = File::open(&template)?;
         copy_sparsely(&from, &File::create_new(to)?)
     };
-    copy().map_err(|error: io::Error| file("cannot make", to)(error))
+    Ok(copy().map_err(file("cannot make", to))?)
 }
 
 /// An empty ext4 of that size, made once.
@@ -72,14 +57,16 @@ fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
         return Err(DiskError::Size(size));
     }
     let dir = data.join("templates");
-    let path = dir.join(format!("ext4-2-{}", size.0));
+    // Another number where another mkfs is to make it.
+    let name = format!("ext4-2-{}", size.0);
+    let path = dir.join(&name);
     if path.exists() {
         return Ok(path);
     }
     fs::create_dir_all(&dir).map_err(file("cannot make the directory", &dir))?;
-    let new = dir.join(format!(".ext4-2-{}-{}", size.0, std::process::id()));
+    let new = dir.join(format!(".{name}-{}", std::process::id()));
     let made = mkfs(&new, size)
-        .and_then(|()| fs::rename(&new, &path).map_err(file("cannot rename", &new)));
+        .and_then(|()| Ok(fs::rename(&new, &path).map_err(file("cannot rename", &new))?));
     if made.is_err() {
         let _ = fs::remove_file(&new);
     }

@@ -1,13 +1,13 @@
 //! Volumes: directories of the host that have a name and outlive containers.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FileError, file};
 use crate::options::pairs;
-use crate::state::{self, Now, StateError};
+use crate::state::{self, Now, StateError, named};
 
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,17 +26,9 @@ pub enum VolumeError {
         /// Whose.
         container: String,
     },
-    /// Its directory.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Its record.
     #[error(transparent)]
     State(#[from] StateError),
@@ -68,14 +60,6 @@ pub struct Volumes {
 }
 
 const RECORD: &str = "volume.json";
-
-fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> VolumeError + 'a {
-    move |source| VolumeError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
-}
 
 impl Volumes {
     /// Those below a directory.
@@ -109,30 +93,13 @@ impl Volumes {
 
     /// The volume of that name.
     pub fn find(&self, name: &str) -> Result<Volume, VolumeError> {
-        if !state::is_name(name) {
-            return Err(VolumeError::Unknown(name.to_owned()));
-        }
-        match state::load(&self.dir.join(name).join(RECORD)) {
-            Err(StateError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(VolumeError::Unknown(name.to_owned()))
-            }
-            other => Ok(other?),
-        }
+        let volume = named::find(&self.dir, name, RECORD)?;
+        volume.ok_or_else(|| VolumeError::Unknown(name.to_owned()))
     }
 
     /// All of them, by name.
     pub fn list(&self) -> Result<Vec<Volume>, VolumeError> {
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(file("cannot read", &self.dir))?,
-        };
-        let names = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned());
-        // One that is only half made is none yet.
-        let mut all: Vec<Volume> = names.filter_map(|name| self.find(&name).ok()).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(all)
+        Ok(named::list(&self.dir, RECORD)?)
     }
 
     /// Removes one, with its files. `user`: the container that has it, if one does.
@@ -145,7 +112,7 @@ impl Volumes {
             });
         }
         let dir = self.dir.join(&volume.name);
-        fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))
+        Ok(fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))?)
     }
 }
 

@@ -2,8 +2,8 @@
 
 mod boot;
 mod doctor;
+pub mod report;
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::report::{fail, refuse};
 use crate::companion;
 use crate::vm::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE, fsd};
 
@@ -82,7 +83,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, EXIT_USAGE),
     };
     match cli.command {
         Command::Boot(args) => boot::run(*args),
@@ -127,46 +128,6 @@ fn print(text: &[u8]) -> ExitCode {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(&error, EXIT_MONITOR),
         _ => ExitCode::SUCCESS,
     }
-}
-
-/// Help that was asked for, or, in two lines, what is wrong with the command line.
-fn refuse(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind;
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp
-            | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    ) {
-        error.exit();
-    }
-    let text = error.to_string();
-    let said: Vec<&str> = text
-        .lines()
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let said = said.join(" ").replace(" tip:", "; tip:");
-    eprintln!("cofferdam: {}", said.trim_start_matches("error: "));
-    eprintln!("Try '--help' for what there is.");
-    ExitCode::from(EXIT_USAGE)
-}
-
-/// Says on standard error what went wrong and why, in one line, and gives the exit code.
-fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // An error that only passes on its source's words would say them twice.
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    eprintln!("cofferdam: {text}");
-    ExitCode::from(code)
 }
 
 #[cfg(test)]

@@ -5,21 +5,19 @@ mod container;
 mod format;
 mod image;
 
-use std::error::Error;
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
-pub(crate) use container::{Raw, Signals, signal};
-
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use cofferdam::cli::report::{fail, refuse};
+use cofferdam::vm::EXIT_USAGE;
 
+pub(crate) use self::container::{Raw, Signals, signal};
 use crate::shim;
 
 /// Docker's exit code for a failure of ours, not of the container's.
 pub const EXIT_FAILED: u8 = 125;
-
-/// Exit code of the monitor's for a command line that makes no sense.
-const EXIT_USAGE: u8 = 2;
 
 /// Containers that each have a kernel of their own.
 #[derive(Debug, Parser)]
@@ -68,40 +66,10 @@ pub fn main() -> ExitCode {
             Command::Image(command) => image::run(command),
             Command::Compare(args) => compare::run(&args),
         },
-        Err(error) => refuse(&error),
+        // A command that nobody knows is the monitor's usage error; what is wrong with one of ours, Docker's.
+        Err(error) => match error.kind() {
+            ErrorKind::InvalidSubcommand => refuse(&error, EXIT_USAGE),
+            _ => refuse(&error, EXIT_FAILED),
+        },
     }
-}
-
-/// Help that was asked for, or, in two lines, what is wrong with the command line.
-fn refuse(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind;
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp
-            | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    ) {
-        error.exit();
-    }
-    let text = error.to_string();
-    let said: Vec<&str> = text
-        .lines()
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let said = said.join(" ").replace(" tip:", "; tip:");
-    eprintln!("cofferdam: {}", said.trim_start_matches("error: "));
-    eprintln!("Try '--help' for what there is.");
-    // A command that nobody knows is the monitor's usage error; what is wrong with one of ours, Docker's.
-    ExitCode::from(match error.kind() {
-        ErrorKind::InvalidSubcommand => EXIT_USAGE,
-        _ => EXIT_FAILED,
-    })
-}
-
-/// Says on standard error what went wrong and why, in one line, and gives the exit code.
-fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    eprintln!("cofferdam: {}", crate::describe(error));
-    ExitCode::from(code)
 }

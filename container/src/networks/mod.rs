@@ -7,15 +7,16 @@ mod link;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FileError, file};
 use crate::options::{as_text, pairs};
-use crate::state::{self, Lock, Now, StateError, new_id};
+use crate::state::{self, Lock, Now, StateError, named, new_id};
 
 pub use link::{Link, LinkError, check, disconnect};
 
@@ -64,25 +65,9 @@ pub enum NetworksError {
     /// A record or lock.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A file or directory.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NetworksError + 'a {
-    move |source| NetworksError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Addresses that belong together: `10.91.0.0/24`.
@@ -232,37 +217,22 @@ impl Networks {
 
     /// The network of that name. The default one is made if it is not there.
     pub fn find(&self, name: &str) -> Result<Network, NetworksError> {
-        if !state::is_name(name) {
-            return Err(NetworksError::Unknown(name.to_owned()));
-        }
-        match state::load(&self.dir.join(name).join(RECORD)) {
-            Err(StateError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                match name {
-                    DEFAULT => match self.make(name, &Wanted::default()) {
-                        // Somebody else did at the same time.
-                        Err(NetworksError::Exists(_)) => {
-                            Ok(state::load(&self.dir.join(name).join(RECORD))?)
-                        }
-                        other => other,
-                    },
-                    _ => Err(NetworksError::Unknown(name.to_owned())),
+        match named::find(&self.dir, name, RECORD)? {
+            Some(network) => Ok(network),
+            None if name == DEFAULT => match self.make(name, &Wanted::default()) {
+                // Somebody else did at the same time.
+                Err(NetworksError::Exists(_)) => {
+                    Ok(state::load(&self.dir.join(name).join(RECORD))?)
                 }
-            }
-            other => Ok(other?),
+                other => other,
+            },
+            None => Err(NetworksError::Unknown(name.to_owned())),
         }
     }
 
     /// All of them, by name.
     pub fn list(&self) -> Result<Vec<Network>, NetworksError> {
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(file("cannot read", &self.dir))?,
-        };
-        let paths = entries.flatten().map(|entry| entry.path().join(RECORD));
-        // One that is only half made is none yet.
-        let mut all: Vec<Network> = paths.filter_map(|path| state::load(&path).ok()).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(all)
+        Ok(named::list(&self.dir, RECORD)?)
     }
 
     /// Removes one that nobody uses. `user`: the container that has it, if one does.
@@ -276,7 +246,7 @@ impl Networks {
             return Err(NetworksError::InUse(network.name, container.to_owned()));
         }
         let dir = self.dir.join(&network.name);
-        fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))
+        Ok(fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))?)
     }
 
     /// The addresses that containers have: whose they are, by their IDs.

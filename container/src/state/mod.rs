@@ -6,6 +6,7 @@
 //! killed shim left behind.
 
 mod events;
+pub mod named;
 mod names;
 mod record;
 
@@ -21,6 +22,7 @@ pub use events::{Event, Events};
 pub use names::{is_name, new_id, new_name};
 pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
 
+use crate::files::{FileError, file};
 use crate::paths;
 
 /// Why a container cannot be had.
@@ -49,17 +51,9 @@ pub enum StateError {
     /// Somebody has the container in hand.
     #[error("container {0} is running")]
     Busy(String),
-    /// A file or directory of the container's.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried: "cannot read".
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file that is not what it should be.
     #[error("{path} is damaged")]
     Json {
@@ -71,12 +65,10 @@ pub enum StateError {
     },
 }
 
-/// Wraps an error of the file system's.
-fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StateError + 'a {
-    move |source| StateError::File {
-        action,
-        path: path.to_owned(),
-        source,
+impl StateError {
+    /// Whether the file is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::File(error) if error.source.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -138,8 +130,7 @@ impl Containers {
             match self.load(&id) {
                 Ok(container) => all.push(container),
                 // Removed since.
-                Err(StateError::File { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.is_missing() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -191,7 +182,9 @@ impl Containers {
         let run = self.run_of(&record.id);
         let (dir, new) = (self.data.join(&record.id), format!(".new-{}", record.id));
         let new = self.data.join(new);
-        fs::create_dir(&new).map_err(file("cannot make the directory", &new))?;
+        fs::create_dir(&new)
+            .map_err(file("cannot make the directory", &new))
+            .map_err(StateError::from)?;
         let mut container = Container {
             record,
             dir: new.clone(),
@@ -204,7 +197,9 @@ impl Containers {
             let _ = fs::remove_dir_all(&new);
             return Err(error);
         }
-        fs::rename(&new, &dir).map_err(file("cannot rename", &new))?;
+        fs::rename(&new, &dir)
+            .map_err(file("cannot rename", &new))
+            .map_err(StateError::from)?;
         container.dir = dir;
         Ok(container)
     }
@@ -264,7 +259,7 @@ impl Container {
     /// Takes the container in hand, or says that somebody has it.
     pub fn lock(&self) -> Result<Lock, StateError> {
         lock(&self.dir.join(LOCK), false).map_err(|error| match error {
-            StateError::File { source, .. } if source.kind() == io::ErrorKind::WouldBlock => {
+            StateError::File(error) if error.source.kind() == io::ErrorKind::WouldBlock => {
                 StateError::Busy(self.record.name.clone())
             }
             other => other,
@@ -310,7 +305,7 @@ impl Container {
         let old = self.dir.with_file_name(format!(".old-{}", self.record.id));
         fs::rename(&self.dir, &old).map_err(file("cannot rename", &self.dir))?;
         let _ = fs::remove_dir_all(&self.run);
-        fs::remove_dir_all(&old).map_err(file("cannot remove", &old))
+        Ok(fs::remove_dir_all(&old).map_err(file("cannot remove", &old))?)
     }
 }
 
@@ -329,11 +324,11 @@ pub(crate) fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
-            Err(error) => return Err(file("cannot lock", path)(error.into())),
+            Err(error) => return Err(file("cannot lock", path)(error.into()).into()),
             Ok(()) => return Ok(Lock(lock)),
         }
     }
-    Err(file("cannot lock", path)(io::ErrorKind::WouldBlock.into()))
+    Err(file("cannot lock", path)(io::ErrorKind::WouldBlock.into()).into())
 }
 
 /// Reads a JSON file.
@@ -362,10 +357,11 @@ pub(crate) fn save(path: &Path, value: &impl Serialize) -> Result<(), StateError
         file.sync_data()?;
         fs::rename(&new, path)
     };
-    write().map_err(|error| {
+    let written = write().map_err(|error| {
         let _ = fs::remove_file(&new);
         file("cannot write", path)(error)
-    })
+    });
+    Ok(written?)
 }
 
 #[cfg(test)]
