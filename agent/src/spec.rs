@@ -18,6 +18,14 @@ pub struct Spec {
     pub linux: Linux,
 }
 
+impl Spec {
+    /// Whether the container has users of its own.
+    pub fn has_user_namespace(&self) -> bool {
+        let mut namespaces = self.linux.namespaces.iter().flatten();
+        namespaces.any(|one| one.kind == "user")
+    }
+}
+
 /// `root`, without its path.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default)]

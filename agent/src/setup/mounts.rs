@@ -83,8 +83,7 @@ impl Outside {
 
     /// Makes all mounts of the configuration, in its order.
     pub fn mount_all(&self, spec: &Spec) -> Result<()> {
-        let mut kinds = spec.linux.namespaces.iter().flatten();
-        let is_mapped = kinds.any(|one| one.kind == "user");
+        let is_mapped = spec.has_user_namespace();
         for item in &spec.mounts {
             let what = || format!("mount on {}", item.destination);
             if !item.destination.starts_with('/') || Path::new(&item.destination) == Path::new("/")

@@ -17,10 +17,7 @@ pub fn is_sysctl(name: &str) -> bool {
 
 /// Sets those of the network, in the guest's own user namespace.
 pub fn set_sysctls(spec: &Spec) -> Result<()> {
-    let kinds = spec.linux.namespaces.iter().flatten();
-    let is_mapped = kinds
-        .map(|one| one.kind.as_str())
-        .any(|kind| kind == "user");
+    let is_mapped = spec.has_user_namespace();
     if is_mapped {
         set_sysctl(PORTS, "0")?;
     }
