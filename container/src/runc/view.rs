@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{chdir, pivot_root};
+use nix::unistd::{chdir, chroot, pivot_root};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
@@ -32,8 +33,15 @@ pub(super) fn enter(rootfs: &Path, shares: &[Share]) -> io::Result<()> {
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(rootfs), rootfs, NONE, bind, NONE)?;
     chdir(rootfs)?;
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
+    match pivot_root(".", ".") {
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
+        // An initramfs, which can only be covered.
+        Err(Errno::EINVAL) => {
+            mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
+            chroot(".")?;
+        }
+        Err(error) => return Err(error.into()),
+    }
     chdir("/")?;
     for (tree, target) in trees {
         // A path of the container's, in its own root. What is not there cannot be hidden.

@@ -21,8 +21,9 @@ const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 const FSD: &str = "cofferdam-fsd";
 /// Container mode, which lies beside the monitor.
 const CONTAINER: &str = "cofferdam-container";
-/// What runs containers as processes, and what container mode makes disks with.
-const TOOLS: [&str; 3] = ["runc", "crun", "mkfs.ext4"];
+/// What runs containers as processes, what container mode makes disks with, and what the OCI runtime
+/// looks at networks with.
+const TOOLS: [&str; 5] = ["runc", "crun", "mkfs.ext4", "ip", "tc"];
 /// The peer's: where QEMU's package has it, and the package of that name.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 /// Seconds of wall time for one start: three times what it takes on two busy CPUs.
@@ -82,6 +83,7 @@ pub fn places_inside() -> Places {
     let inside = |name: &str| Path::new(INSIDE).join(name);
     Places {
         cofferdam: inside("cofferdam"),
+        runtime: inside("cofferdam-runc"),
         qemu: QEMU.into(),
         kernel: inside("vmlinux"),
         initrd: inside("initrd.cpio"),
@@ -167,8 +169,11 @@ impl Setup {
         }
         match what {
             What::Containers => {
-                let ours = self.monitor.with_file_name(CONTAINER);
-                include(&absolute(&ours)?, &Path::new(INSIDE).join(CONTAINER));
+                for name in [CONTAINER, FSD] {
+                    let ours = self.monitor.with_file_name(name);
+                    include(&absolute(&ours)?, &Path::new(INSIDE).join(name));
+                }
+                include(&absolute(&self.monitor)?, &inside.runtime);
                 include(&absolute(&self.kernel)?, &inside.guest.join("vmlinux"));
                 include(&absolute(&self.agent)?, &inside.guest.join("agent.erofs"));
                 for name in TOOLS {

@@ -32,6 +32,8 @@ const COFFERDAM_ADDS_FOR_ROOT: &str = "panic=-1 console=ttyS0 8250.nr_uarts=1 ro
 pub struct Places {
     /// Our program.
     pub cofferdam: PathBuf,
+    /// The same as an OCI runtime.
+    pub runtime: PathBuf,
     /// QEMU's.
     pub qemu: PathBuf,
     /// The kernel that all boot, an ELF `vmlinux`.
@@ -296,6 +298,7 @@ mod tests {
     fn rows() -> Vec<RowSpec> {
         all(&Places {
             cofferdam: "/bench/cofferdam".into(),
+            runtime: "/bench/cofferdam-runc".into(),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/bench/vmlinux".into(),
             initrd: "/bench/bench.cpio".into(),

@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{BOOT_ROW, IMAGE, PROCESS_ROW, RUN_ROW, WRITES, cofferdam, idle, shown};
+use super::{
+    BOOT_ROW, IMAGE, PROCESS_ROW, RUN_ROW, WRITES, cofferdam, idle, shown, with_environment,
+};
 use crate::boot::Boot;
 use crate::measure::{MeasureError, read, run_at_once, version};
 use crate::report::{ContainerRow, Containers, Figure, ImageSize};
@@ -35,11 +37,12 @@ pub fn measure(places: &Places, runs: u32) -> Result<Containers, MeasureError> {
     fs::create_dir_all("/etc")
         .and_then(|()| fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\n"))
         .map_err(|error| MeasureError::File("/etc/resolv.conf".into(), error))?;
-    let bundles = ["runc", "crun"]
-        .map(|runtime| bundle(runtime).map_err(|e| MeasureError::File(runtime.into(), e)));
-    let [runc, crun] = bundles;
+    for runtime in runtimes(places) {
+        bundles(&runtime, places)
+            .map_err(|error| MeasureError::File(runtime.name.into(), error))?;
+    }
     let mut rows = Vec::new();
-    for mut way in ways(places, &runc?, &crun?) {
+    for mut way in ways(places) {
         rows.push(measure_way(&mut way, runs)?);
     }
     Ok(Containers {
@@ -55,7 +58,30 @@ pub fn measure(places: &Places, runs: u32) -> Result<Containers, MeasureError> {
     })
 }
 
-fn ways(places: &Places, runc: &Path, crun: &Path) -> Vec<Way> {
+/// An OCI runtime.
+struct Runtime {
+    name: &'static str,
+    label: &'static str,
+    program: PathBuf,
+}
+
+fn runtimes(places: &Places) -> [Runtime; 3] {
+    let all = [
+        ("cofferdam-runc", "`cofferdam-runc run`"),
+        ("runc", "`runc run`"),
+        (PROCESS_ROW, "`crun run`"),
+    ];
+    all.map(|(name, label)| Runtime {
+        name,
+        label,
+        program: match name {
+            "cofferdam-runc" => places.runtime.clone(),
+            _ => name.into(),
+        },
+    })
+}
+
+fn ways(places: &Places) -> Vec<Way> {
     let mut boot = Command::new(&places.cofferdam);
     boot.arg("boot").arg("--kernel").arg(&places.kernel);
     boot.arg("--initrd").arg(&places.initrd);
@@ -64,15 +90,15 @@ fn ways(places: &Places, runc: &Path, crun: &Path) -> Vec<Way> {
         let all = [&["run", "--rm", "--network", "none", IMAGE], args].concat();
         cofferdam(places, &all)
     };
-    let oci = |bundle: &Path, args: &[&str]| {
-        let mut command = Command::new(bundle.file_name().unwrap_or_default());
+    let oci = |runtime: &Runtime, args: &[&str]| {
+        let mut command = with_environment(&runtime.program, places);
         // The lab's root is an initramfs, which nothing can take the place of.
         command.arg("run").arg("--no-pivot").arg("--bundle");
-        command.arg(bundle.join(args.join("-"))).arg("bench");
+        command.arg(bundle(runtime, args)).arg("bench");
         command
     };
     let word = ["echo", WORD];
-    vec![
+    let mut ways = vec![
         Way {
             id: BOOT_ROW,
             label: "bare boot, to init's first output",
@@ -85,19 +111,14 @@ fn ways(places: &Places, runc: &Path, crun: &Path) -> Vec<Way> {
             speaks: run(&word),
             ends: Some(run(&["true"])),
         },
-        Way {
-            id: "runc",
-            label: "`runc run`",
-            speaks: oci(runc, &word),
-            ends: Some(oci(runc, &["true"])),
-        },
-        Way {
-            id: PROCESS_ROW,
-            label: "`crun run`",
-            speaks: oci(crun, &word),
-            ends: Some(oci(crun, &["true"])),
-        },
-    ]
+    ];
+    ways.extend(runtimes(places).iter().map(|runtime| Way {
+        id: runtime.name,
+        label: runtime.label,
+        speaks: oci(runtime, &word),
+        ends: Some(oci(runtime, &["true"])),
+    }));
+    ways
 }
 
 fn measure_way(way: &mut Way, runs: u32) -> Result<ContainerRow, MeasureError> {
@@ -132,11 +153,15 @@ fn measure_way(way: &mut Way, runs: u32) -> Result<ContainerRow, MeasureError> {
     })
 }
 
-/// Bundles of the image's files for a runtime, one for each program: a directory for each.
-fn bundle(runtime: &str) -> io::Result<PathBuf> {
-    let root = Path::new(WRITES).join(runtime);
+/// Where a runtime's bundle is that runs a program.
+fn bundle(runtime: &Runtime, args: &[&str]) -> PathBuf {
+    Path::new(WRITES).join(runtime.name).join(args.join("-"))
+}
+
+/// Makes a runtime's bundles of the image's files.
+fn bundles(runtime: &Runtime, places: &Places) -> io::Result<()> {
     for args in [&["echo", WORD][..], &["true"]] {
-        let bundle = root.join(args.join("-"));
+        let bundle = bundle(runtime, args);
         let rootfs = bundle.join("rootfs");
         for directory in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
             fs::create_dir_all(rootfs.join(directory))?;
@@ -145,12 +170,12 @@ fn bundle(runtime: &str) -> io::Result<PathBuf> {
         for name in ["sh", "true", "echo"] {
             symlink("busybox", rootfs.join("bin").join(name))?;
         }
-        let status = Command::new(runtime)
+        let status = with_environment(&runtime.program, places)
             .arg("spec")
             .current_dir(&bundle)
             .status()?;
         if !status.success() {
-            return Err(io::Error::other(format!("{runtime} spec: {status}")));
+            return Err(io::Error::other(format!("spec: {status}")));
         }
         let path = bundle.join("config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
@@ -159,7 +184,7 @@ fn bundle(runtime: &str) -> io::Result<PathBuf> {
         process["args"] = args.into();
         fs::write(&path, serde_json::to_vec(&config)?)?;
     }
-    Ok(root)
+    Ok(())
 }
 
 /// What the store has of the image.

@@ -26,10 +26,16 @@ const WRITES: &str = "/tmp/containers";
 
 /// `cofferdam` with what it needs in its environment.
 fn cofferdam(places: &Places, args: &[&str]) -> Command {
-    let mut command = Command::new(&places.cofferdam);
+    let mut command = with_environment(&places.cofferdam, places);
+    command.args(args);
+    command
+}
+
+/// A program with what ours need in their environment.
+fn with_environment(program: &Path, places: &Places) -> Command {
+    let mut command = Command::new(program);
     let data = Path::new(WRITES);
     command
-        .args(args)
         .env("COFFERDAM_DATA", data.join("data"))
         .env("COFFERDAM_RUN", data.join("run"))
         .env("COFFERDAM_GUEST", &places.guest);
