@@ -26,6 +26,9 @@ const SHARES: &str = "/run/cofferdam/shares";
 /// How long the kernel may take to find a device.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What an image's layers are.
+const EROFS: &str = "erofs";
+
 const NONE: Option<&str> = None;
 
 /// The mounts of one container, undone when dropped.
@@ -65,8 +68,7 @@ impl Mounts {
             Some(api::rootfs::Kind::Overlay(overlay)) => mounts.overlay(overlay)?,
             Some(api::rootfs::Kind::Share(share)) => mounts.bind(&resolve(share)?, share, &root)?,
             Some(api::rootfs::Kind::Block(block)) => {
-                let device = device(&block.device)?;
-                mounts.mount(&device, &root, &block.fstype, MsFlags::empty(), "")?;
+                mounts.image(&block.device, &block.fstype, &root)?;
             }
             _ => return Err(Error::invalid("rootfs", "there is none")),
         }
@@ -116,12 +118,12 @@ impl Mounts {
     }
 
     /// One of the images below an overlay, or the whole root.
-    fn image(&mut self, name: &str, target: &Path) -> Result<()> {
+    fn image(&mut self, name: &str, kind: &str, target: &Path) -> Result<()> {
         let device = device(name)?;
         make_directory(target)?;
         let direct = device.to_string_lossy().starts_with("/dev/pmem");
         let options = if direct { "dax=always" } else { "" };
-        self.mount(&device, target, "erofs", MsFlags::MS_RDONLY, options)
+        self.mount(&device, target, kind, MsFlags::MS_RDONLY, options)
     }
 
     fn overlay(&mut self, overlay: &Overlay) -> Result<()> {
@@ -130,12 +132,12 @@ impl Mounts {
             return Err(Error::invalid("rootfs.overlay.lower", "there is none"));
         }
         if let ([image], None) = (overlay.lower.as_slice(), &overlay.upper) {
-            return self.image(image, &root);
+            return self.image(image, EROFS, &root);
         }
         let mut lower = Vec::new();
         for (number, image) in overlay.lower.iter().enumerate() {
             let target = self.directory.join(format!("lower{number}"));
-            self.image(image, &target)?;
+            self.image(image, EROFS, &target)?;
             lower.push(target.display().to_string());
         }
         let mut options = format!("lowerdir={}", lower.join(":"));

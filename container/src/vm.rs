@@ -1,5 +1,6 @@
 //! The VM of a container: the monitor's configuration, and what the agent in it makes of its devices.
 
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use cofferdam::config::{
@@ -25,7 +26,8 @@ const OVERHEAD: u64 = 64 << 20;
 const PAGE_SHARE: u64 = 64;
 /// The tag of the device that has everything which is shared with the container.
 pub const TAG: &str = "cofferdam";
-/// The name of a root file system that is a directory of the host, on that device.
+/// The name of a root file system that is a directory of the host, on that device, and the serial number of
+/// one that is a disk.
 const ROOT: &str = "root";
 /// The serial number of the disk with the writable layer.
 const UPPER: &str = "upper";
@@ -76,6 +78,26 @@ pub enum Root {
         /// Nobody writes to it.
         read_only: bool,
     },
+    /// A file system that nobody writes to, on a device of its own.
+    Image(Image),
+}
+
+/// A file system that the guest's kernel mounts read-only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// A file or a block device.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: ImageKind,
+}
+
+/// File systems that the guest's kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Compact, so the guest maps all of it: one copy of its pages serves all VMs.
+    Erofs,
+    /// As large as its device, so it is a disk.
+    Ext4,
 }
 
 /// An interface of the VM's on a tap of the network namespace that its monitor is in.
@@ -219,6 +241,18 @@ impl Machine {
                 }));
             }
             Root::Directory { path, read_only } => config.fs.push(share(path, ROOT, *read_only)),
+            Root::Image(Image { path, kind }) => match kind {
+                ImageKind::Erofs => config.pmems.push(PmemConfig {
+                    file: path.clone(),
+                    ro: true,
+                }),
+                ImageKind::Ext4 => config.disks.push(DiskConfig {
+                    path: path.clone(),
+                    id: Some(ROOT.into()),
+                    ro: true,
+                    ..DiskConfig::default()
+                }),
+            },
         }
     }
 
@@ -232,15 +266,21 @@ impl Machine {
     /// The VM's memory: the container's, and what its kernel needs for itself.
     pub fn memory(&self) -> Result<MemorySize, VmError> {
         let memory = self.memory.unwrap_or(DEFAULT_MEMORY).0;
-        let mut images = 0;
-        if let Root::Layers { layers, .. } = &self.root {
-            for path in layers {
-                let layer = std::fs::metadata(path).map_err(|source| VmError::Layer {
-                    path: path.clone(),
-                    source,
-                })?;
-                images += layer.len();
+        let mapped = match &self.root {
+            Root::Layers { layers, .. } => layers.as_slice(),
+            Root::Image(Image { path, kind }) if *kind == ImageKind::Erofs => {
+                std::slice::from_ref(path)
             }
+            _ => &[],
+        };
+        let mut images = 0;
+        for path in mapped {
+            // A block device's size is not in its metadata.
+            let size = std::fs::File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+            images += size.map_err(|source| VmError::Layer {
+                path: path.clone(),
+                source,
+            })?;
         }
         Ok(vm_memory(memory, images))
     }
@@ -261,6 +301,15 @@ impl Machine {
                 rootfs.set_overlay(overlay);
             }
             Root::Directory { .. } => rootfs.set_share(agent_share(ROOT)),
+            Root::Image(Image { kind, .. }) => {
+                let mut block = api::Block::new();
+                let (device, fstype) = match kind {
+                    ImageKind::Erofs => ("/dev/pmem1".into(), "erofs"),
+                    ImageKind::Ext4 => (format!("serial={ROOT}"), "ext4"),
+                };
+                (block.device, block.fstype) = (device, fstype.into());
+                rootfs.set_block(block);
+            }
         }
         rootfs
     }

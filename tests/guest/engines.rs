@@ -371,5 +371,34 @@ fn containerd_and_docker_run_and_manage() {
         host(&format!("{ctr} task ls")).contains("STOPPED")
     });
     host(&format!("{ctr} task rm two || :; {ctr} container rm two"));
+    gets_a_network_late(&engine.runtime, &ctr, &format!("{run} {name}"));
     engine.runtime.nothing_is_left();
+}
+
+/// With CNI's plugins containerd's client connects a container that is made already.
+fn gets_a_network_late(runtime: &Runtime, ctr: &str, image: &str) {
+    let config = serde_json::json!({"cniVersion": "0.4.0", "name": "cofferdam-late", "plugins": [
+        {"type": "bridge", "bridge": "late0", "isGateway": true, "ipam": {"type": "host-local",
+         "subnet": "10.79.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}}]});
+    let dir = runtime.path("cni");
+    fs::create_dir(&dir).unwrap();
+    fs::write(format!("{dir}/10-late.conflist"), config.to_string()).unwrap();
+    host(&format!(
+        "mkdir -p /opt/cni/bin /etc/cni/net.d; unshare -m sh -ec '
+         mount --bind /usr/lib/cni /opt/cni/bin; mount --bind {dir} /etc/cni/net.d
+         {ctr} run -d --cni {image} late httpd -f -h /www'"
+    ));
+    let said = host(&format!(
+        "{ctr} task exec --exec-id look late sh -c 'ip address; ip route'"
+    ));
+    for part in ["eth0", "10.79.0.2/24", "default via 10.79.0.1"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    wait_until("the page", || {
+        host("curl -s --max-time 5 http://10.79.0.2/ || :") == "page\n"
+    });
+    host(&format!(
+        "{ctr} task kill -s KILL late; sleep 1; {ctr} task rm late || :; {ctr} container rm late
+         ip link del late0; rm -r /var/lib/cni/networks/cofferdam-late"
+    ));
 }

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{PROGRAM, TempDir, guest_file, host, wait_until};
+use crate::harness::{PROGRAM, TempDir, guest_file, host, patience, wait_until};
 
 /// A change of a configuration.
 type Change = fn(&mut Value);
@@ -148,6 +149,18 @@ impl Runtime {
             }
         }
         found
+    }
+
+    /// How far packets come between the host, a network namespace and a container.
+    fn network_of(&self, id: &str, netns: &str) -> String {
+        let inside = self.shell(&format!("exec {id}"), "ip -s address; ip neigh; ps");
+        let outside = host(&format!(
+            "exec 2>&1; ip -s address; ip neigh; set -- ip netns exec {netns}
+             $@ ip -s address; for one in eth7 cofferdam0; do $@ tc -s filter show dev $one ingress; done
+             cat {}/*/monitor.log || :",
+            self.path("run/oci")
+        ));
+        format!("{:#}\n{inside:?}\n{outside}", self.state(id))
     }
 
     /// If something of a container's is left on the host, this says what.
@@ -329,6 +342,10 @@ fn a_bundle_runs_and_fails() {
         end.stdout, b"/made/deep\n/made/file\n/work/here\n",
         "{end:?}"
     );
+    // The device that waited for an interface is gone.
+    let bundle = runtime.bundle("network", "ls /sys/class/net", |_| ());
+    let end = runtime.run(&format!("run --bundle {bundle} one"));
+    assert_eq!(end.stdout, b"lo\n", "{end:?}");
 
     let failures: [(&str, Change); 5] = [
         ("executable file not found in $PATH", |c| {
@@ -398,12 +415,55 @@ fn a_network_namespace_is_mirrored() {
     ] {
         assert!(inside.contains(part), "{part}: {inside}");
     }
-    wait_until("a page", || {
-        host("curl -s --max-time 5 http://10.77.0.2/ || :") == "page\n"
-    });
+    let until = Instant::now() + patience();
+    while host("curl -s --max-time 5 http://10.77.0.2/ || :") != "page\n" {
+        let is_over = Instant::now() > until;
+        assert!(
+            !is_over,
+            "no page: {}",
+            runtime.network_of("net", "runcnet")
+        );
+    }
     runtime.text("delete --force net");
     runtime.nothing_is_left();
     host("ip netns del runcnet");
+}
+
+/// If it fails, a root that is an image goes through the file-system process, each VM has a copy of it, or one
+/// that the host writes to is written to by two kernels.
+#[test]
+fn a_root_that_is_an_image_is_a_device() {
+    let runtime = Runtime::new("runc-image");
+    let (dir, root) = (runtime.path(""), runtime.path("rootfs"));
+    host(&format!(
+        "cd {dir}; mkfs.erofs -zlz4 erofs.img {root} >/dev/null
+         truncate -s 32M ext4.img; mkfs.ext4 -q -d {root} ext4.img"
+    ));
+    let script = "grep ' / ' /proc/mounts; touch /new && echo written; cat /www/index.html";
+    for (image, options, expected) in [
+        ("erofs", "ro", "/dev/pmem1 / erofs ro"),
+        ("ext4", "ro", "/dev/vda / ext4 ro"),
+        // The host's kernel writes to it.
+        ("ext4", "rw", " / virtiofs rw"),
+    ] {
+        let bundle = runtime.bundle(&format!("{image}-{options}"), script, |_| ());
+        let mounted = format!("{bundle}/rootfs");
+        host(&format!(
+            "rm -r {mounted}; mkdir -p {mounted}
+             mount -o loop,{options} {}.img {mounted}",
+            runtime.path(image)
+        ));
+        let end = runtime.run(&format!("run --bundle {bundle} one"));
+        let out = String::from_utf8_lossy(&end.stdout);
+        let is_writable = options == "rw";
+        assert!(
+            out.contains(expected) && out.contains("page\n"),
+            "{image} {options}: {end:?}"
+        );
+        assert_eq!(out.contains("written\n"), is_writable, "{image}: {end:?}");
+        host(&format!("umount {mounted}"));
+    }
+    runtime.nothing_is_left();
 }
 
 /// If it fails, what is killed cannot be removed, or leaves processes, cgroups or files behind.

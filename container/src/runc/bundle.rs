@@ -18,7 +18,7 @@ use super::mounts::{self, Share};
 use super::rootfs::{self, Place};
 use crate::network;
 use crate::options::Bytes;
-use crate::vm::{Machine, Root, Shared, Tap};
+use crate::vm::{Image, Machine, Root, Shared, Tap};
 
 /// Why a bundle cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,8 @@ pub(super) struct Bundle {
     pub dir: PathBuf,
     /// The host's directory that is the container's root.
     pub rootfs: PathBuf,
+    /// What the guest mounts itself instead.
+    image: Option<Image>,
     /// As the guest shall see it.
     pub spec: Spec,
     pub shares: Vec<Share>,
@@ -145,6 +147,7 @@ impl Bundle {
         if !rootfs.is_dir() {
             return refuse("root.path", format!("{} is no directory", rootfs.display()));
         }
+        let image = rootfs::image(&rootfs).map_err(file("root.path", &rootfs))?;
         let namespaces = namespaces(&mut spec)?;
         mounts::ordinary_places(&spec, &rootfs)?;
         let shares = mounts::mounts(&mut spec, &dir)?;
@@ -162,6 +165,7 @@ impl Bundle {
         Ok(Self {
             dir,
             rootfs,
+            image,
             spec,
             shares,
             hooks,
@@ -181,15 +185,10 @@ impl Bundle {
         process.and_then(|process| process.terminal()) == Some(true)
     }
 
-    /// Whether its network may be set up when it is made already: of a container with a user namespace
-    /// engines (Podman) take the network namespace from its process.
+    /// Whether its network may be set up when it is made already: where the namespace is its own, engines
+    /// find it by its process (`ctr run --cni`, Podman for a container with a user namespace).
     pub(super) fn may_get_network_late(&self) -> bool {
-        let linux = self.spec.linux().as_ref();
-        let mut namespaces = linux
-            .and_then(|linux| linux.namespaces().as_ref())
-            .into_iter()
-            .flatten();
-        self.netns == Netns::New && namespaces.any(|one| one.typ() == LinuxNamespaceType::User)
+        self.netns == Netns::New
     }
 
     /// Whether not even the guest's kernel can write to the root. Where the container's own /dev is in
@@ -229,9 +228,12 @@ impl Bundle {
             kernel: None,
             cpus: cpus(&self.resources),
             memory: limit.map(Bytes),
-            root: Root::Directory {
-                path: self.rootfs.clone(),
-                read_only: self.is_read_only(),
+            root: match &self.image {
+                Some(image) => Root::Image(image.clone()),
+                None => Root::Directory {
+                    path: self.rootfs.clone(),
+                    read_only: self.is_read_only(),
+                },
             },
             shares: self
                 .shares

@@ -256,13 +256,16 @@ fn warn(error: &impl std::error::Error) {
 fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
     let netns = container.netns();
     let before = &container.record.network;
-    let (now, is_new) = mirror::within(&netns, || {
+    let (mut now, is_new) = mirror::within(&netns, || {
         let mut now = Mirror::scan()?;
         let is_new = now.since(before)?;
         Ok::<_, MirrorError>((now, is_new))
     })??;
-    if is_new {
-        agent.network(now.request())?;
+    let mut request = now.request();
+    // Who starts a container has given it its network.
+    request.unused = now.give_up();
+    if is_new || !request.unused.is_empty() {
+        agent.network(request)?;
         container.record.network = now;
     }
     Ok(())

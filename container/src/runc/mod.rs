@@ -15,6 +15,7 @@ mod exec;
 mod hooks;
 mod limits;
 mod look;
+mod mountinfo;
 mod mounts;
 mod place;
 mod report;

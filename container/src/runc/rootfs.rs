@@ -1,8 +1,13 @@
-//! A root file system that nobody may write to is shared so with the guest. What the guest would make
-//! in it, its mount points, is made on the host before; links in it lead nowhere else.
+//! The root file system of a bundle.
+//!
+//! One that nobody may write to is shared so with the guest. What the guest would make in it, its mount
+//! points, is made on the host before; links in it lead nowhere else. One that is an image of its own is
+//! the guest's to mount.
 
+use std::fs::metadata;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -10,6 +15,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
+
+use super::mountinfo;
+use crate::vm::{Image, ImageKind};
 
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const FILE: Mode = Mode::from_raw_mode(0o644);
@@ -41,6 +49,29 @@ pub(super) fn make(root: &Path, mounts: &[Place], cwd: &Path) -> io::Result<()> 
         }
     }
     Ok(())
+}
+
+/// The image that is mounted as the root, if the guest's kernel can mount it as well: only one that nobody
+/// writes to may be mounted by two kernels.
+pub(super) fn image(root: &Path) -> io::Result<Option<Image>> {
+    let mounts = mountinfo::all()?;
+    let Some(mount) = mounts.iter().rfind(|mount| mount.place == root) else {
+        return Ok(None);
+    };
+    let kind = match mount.kind.as_str() {
+        "erofs" => ImageKind::Erofs,
+        "ext4" => ImageKind::Ext4,
+        _ => return Ok(None),
+    };
+    let is_whole = mount.is_read_only && mount.root == Path::new("/");
+    // Names of devices are what somebody called them; files are there by their absolute paths.
+    let is_source = |about: std::fs::Metadata| match about.file_type().is_block_device() {
+        true => metadata(root).is_ok_and(|root| root.dev() == about.rdev()),
+        false => about.is_file() && mount.source.is_absolute(),
+    };
+    let is_there = is_whole && metadata(&mount.source).is_ok_and(is_source);
+    let path = mount.source.clone();
+    Ok(is_there.then_some(Image { path, kind }))
 }
 
 /// Mounts the root on itself, as runc does on the host for a container without a mount namespace of its

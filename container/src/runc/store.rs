@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::systemd::Scope;
+use crate::files::{FileError, file};
 use crate::mirror::Mirror;
-use crate::state::{self, StateError as FileError};
+use crate::state::{self, StateError};
 
 /// Why a container cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -27,20 +28,12 @@ pub(super) enum StoreError {
     /// The ID is none.
     #[error("invalid id format: {0:?}; letters, digits, and _ + - . are allowed, 200 at most")]
     Id(String),
-    /// A directory of ours.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// What is written down.
     #[error(transparent)]
-    Record(#[from] FileError),
+    Record(#[from] StateError),
 }
 
 /// How far a container is, in the specification's words.
@@ -124,14 +117,6 @@ const SPEC: &str = "config.json";
 /// There as soon as the container's process has ended, while its VM may take a moment more.
 const ENDED: &str = "ended";
 
-fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
-    move |source| StoreError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 fn check_id(id: &str) -> Result<(), StoreError> {
     let good = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
     let is_good = !id.is_empty() && id.len() <= 200 && id.chars().all(good);
@@ -161,7 +146,7 @@ impl Store {
             .create(&dir)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => StoreError::Taken(id.to_owned()),
-                _ => file("cannot make the directory", &dir)(error),
+                _ => file("cannot make the directory", &dir)(error).into(),
             })?;
         let run = self.run_of(id);
         let make = || -> io::Result<Alive> {
@@ -176,7 +161,7 @@ impl Store {
             Ok(alive) => Ok((dir, run, alive)),
             Err(error) => {
                 let _ = fs::remove_dir_all(&dir);
-                Err(file("cannot prepare", &dir)(error))
+                Err(file("cannot prepare", &dir)(error).into())
             }
         }
     }
@@ -198,9 +183,7 @@ impl Store {
         let dir = self.root.join(id);
         match state::load(&dir.join(RECORD)) {
             Ok(record) => Ok(Container { dir, record }),
-            Err(FileError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(StoreError::Unknown(id.to_owned()))
-            }
+            Err(error) if error.is_missing() => Err(StoreError::Unknown(id.to_owned())),
             Err(error) => Err(error.into()),
         }
     }
@@ -282,7 +265,7 @@ impl Container {
     /// Removes it; nobody holds it.
     pub(super) fn remove(&self) -> Result<(), StoreError> {
         let _ = fs::remove_dir_all(&self.record.run);
-        fs::remove_dir_all(&self.dir).map_err(file("cannot remove", &self.dir))
+        Ok(fs::remove_dir_all(&self.dir).map_err(file("cannot remove", &self.dir))?)
     }
 
     /// `state`, as the specification has it, and what runc adds.
