@@ -5,27 +5,30 @@ use std::process::Command;
 use crate::container::{Engine, code};
 use crate::harness::{host, wait_until};
 
-/// A network beyond the host, which knows no way back to containers.
-struct Outside;
+/// A network beyond the host, which knows no way back to containers, and what the host does with packets that
+/// no rule knows: Docker has it drop them, and leaves it so.
+struct Outside {
+    policy: String,
+}
 
 impl Outside {
     fn new() -> Self {
+        let policy = host("iptables -S FORWARD | head -n 1");
         host(
-            "ip netns add outside
+            "iptables -P FORWARD ACCEPT; ip netns add outside
              ip link add to-outside type veth peer name eth0 netns outside
              ip address add 198.51.100.1/24 dev to-outside; ip link set to-outside up
              ip -n outside address add 198.51.100.2/24 dev eth0; ip -n outside link set eth0 up
              ip -n outside link set lo up",
         );
-        Self
+        Self { policy }
     }
 }
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "del", "outside"])
-            .status();
+        let script = format!("ip netns del outside; iptables {}", self.policy);
+        let _ = Command::new("sh").args(["-c", &script]).status();
     }
 }
 
