@@ -13,8 +13,6 @@ use crate::error::{Context, Error, Result};
 use crate::netlink::Netlink;
 
 const CLASS: &str = "/sys/class/net";
-/// Takes the name of a device, which has no driver then, and no interface.
-const UNBIND: &str = "/sys/bus/virtio/drivers/virtio_net/unbind";
 
 fn netlink() -> Result<Netlink> {
     Netlink::new().context(|| "reach the kernel's network".into())
@@ -29,9 +27,6 @@ pub fn loopback_up() -> Result<()> {
 
 /// Does all that the request names.
 pub fn set(request: &NetworkRequest) -> Result<()> {
-    for mac in &request.unused {
-        remove(mac)?;
-    }
     let mut netlink = netlink()?;
     for interface in &request.interfaces {
         set_interface(&mut netlink, interface)?;
@@ -104,16 +99,6 @@ fn set_interface(netlink: &mut Netlink, interface: &Interface) -> Result<()> {
             .context(|| format!("give {name} the address {address}/{prefix}"))?;
     }
     Ok(())
-}
-
-fn remove(mac: &str) -> Result<()> {
-    let name = find(mac)?;
-    let device = fs::read_link(format!("{CLASS}/{name}/device"));
-    let unbind = device.and_then(|device| {
-        let device = device.file_name().unwrap_or_default();
-        fs::write(UNBIND, device.as_encoded_bytes())
-    });
-    unbind.context(|| format!("remove the interface {name}"))
 }
 
 /// The name of the interface with a MAC; of the first that has one if it does not matter which.

@@ -159,6 +159,9 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
     if config.memory.prefault {
         prefault(&mem).map_err(|e| BuildError::Host("memory to prefault", e))?;
     }
+    if sharing == Sharing::Memfd {
+        memory::collapse(&mem);
+    }
     let (kernel, initrd) = image.load(&mem, &config.boot)?;
     let vm = Arc::new(kvm::create_vm(&kvm, &mem, &config.cpus)?);
 
