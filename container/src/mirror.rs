@@ -256,11 +256,6 @@ impl Mirror {
         self.spare = self.interfaces.is_empty().then(|| SPARE.to_owned());
     }
 
-    /// Waits no more: the MACs of the devices that did.
-    pub(crate) fn give_up(&mut self) -> Vec<String> {
-        self.spare.take().into_iter().collect()
-    }
-
     /// A tap for each interface, or one for that which may come.
     pub(crate) fn taps(&self) -> Vec<Tap> {
         if let Some(mac) = &self.spare {

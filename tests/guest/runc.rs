@@ -342,10 +342,6 @@ fn a_bundle_runs_and_fails() {
         end.stdout, b"/made/deep\n/made/file\n/work/here\n",
         "{end:?}"
     );
-    // The device that waited for an interface is gone.
-    let bundle = runtime.bundle("network", "ls /sys/class/net", |_| ());
-    let end = runtime.run(&format!("run --bundle {bundle} one"));
-    assert_eq!(end.stdout, b"lo\n", "{end:?}");
 
     let failures: [(&str, Change); 5] = [
         ("executable file not found in $PATH", |c| {

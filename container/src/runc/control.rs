@@ -256,16 +256,13 @@ fn warn(error: &impl std::error::Error) {
 fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
     let netns = container.netns();
     let before = &container.record.network;
-    let (mut now, is_new) = mirror::within(&netns, || {
+    let (now, is_new) = mirror::within(&netns, || {
         let mut now = Mirror::scan()?;
         let is_new = now.since(before)?;
         Ok::<_, MirrorError>((now, is_new))
     })??;
-    let mut request = now.request();
-    // Who starts a container has given it its network.
-    request.unused = now.give_up();
-    if is_new || !request.unused.is_empty() {
-        agent.network(request)?;
+    if is_new {
+        agent.network(now.request())?;
         container.record.network = now;
     }
     Ok(())
