@@ -153,14 +153,16 @@ impl Runtime {
 
     /// How far packets come between the host, a network namespace and a container.
     fn network_of(&self, id: &str, netns: &str) -> String {
-        let inside = self.shell(&format!("exec {id}"), "ip -s address; ip neigh; ps");
-        let outside = host(&format!(
+        let [root, logs] = ["state", "run/oci"].map(|name| self.path(name));
+        // A guest that hangs says nothing.
+        let seen = host(&format!(
             "exec 2>&1; ip -s address; ip neigh; set -- ip netns exec {netns}
              $@ ip -s address; for one in eth7 cofferdam0; do $@ tc -s filter show dev $one ingress; done
-             cat {}/*/monitor.log || :",
-            self.path("run/oci")
+             timeout 20 {} --root {root} exec {id} sh -c 'ip -s address; ip neigh; ps' || :
+             cat {logs}/*/monitor.log {logs}/*/console.log || :",
+            self.program
         ));
-        format!("{:#}\n{inside:?}\n{outside}", self.state(id))
+        format!("{:#}\n{seen}", self.state(id))
     }
 
     /// If something of a container's is left on the host, this says what.
