@@ -7,8 +7,8 @@ use crate::harness::host;
 
 /// A network for passt, which takes it after the host's default route; the lab has none.
 const NETWORK: &str = "ip route show default | grep -q . || {
-    ip link add compare0 type dummy && ip address add 10.77.0.2/24 dev compare0 &&
-    ip link set compare0 up && ip route add default via 10.77.0.1; }";
+    ip link add compare0 type dummy && ip address add 10.75.0.2/24 dev compare0 &&
+    ip link set compare0 up && ip route add default via 10.75.0.1; }";
 
 /// If it fails, the table that people choose by has figures that cannot be, or lacks some; or what is
 /// done to containers for it harms the host, or stays.
