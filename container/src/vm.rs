@@ -57,6 +57,15 @@ pub enum VmError {
         #[source]
         source: std::io::Error,
     },
+    /// A bundle's root file system that cannot be read.
+    #[error("the image {path} that is mounted as the root file system")]
+    Image {
+        /// The image, or the block device that it is on.
+        path: PathBuf,
+        /// Why it cannot be had.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// What a container's root file system is made of.
@@ -266,22 +275,28 @@ impl Machine {
     /// The VM's memory: the container's, and what its kernel needs for itself.
     pub fn memory(&self) -> Result<MemorySize, VmError> {
         let memory = self.memory.unwrap_or(DEFAULT_MEMORY).0;
-        let mapped = match &self.root {
-            Root::Layers { layers, .. } => layers.as_slice(),
-            Root::Image(Image { path, kind }) if *kind == ImageKind::Erofs => {
-                std::slice::from_ref(path)
+        let images = match &self.root {
+            Root::Layers { layers, .. } => {
+                let mut sum = 0;
+                for path in layers {
+                    let layer = std::fs::metadata(path).map_err(|source| VmError::Layer {
+                        path: path.clone(),
+                        source,
+                    })?;
+                    sum += layer.len();
+                }
+                sum
             }
-            _ => &[],
+            Root::Image(Image { path, kind }) if *kind == ImageKind::Erofs => {
+                // A block device's size is not in its metadata.
+                let size = std::fs::File::open(path).and_then(|mut it| it.seek(SeekFrom::End(0)));
+                size.map_err(|source| VmError::Image {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+            _ => 0,
         };
-        let mut images = 0;
-        for path in mapped {
-            // A block device's size is not in its metadata.
-            let size = std::fs::File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
-            images += size.map_err(|source| VmError::Layer {
-                path: path.clone(),
-                source,
-            })?;
-        }
         Ok(vm_memory(memory, images))
     }
 

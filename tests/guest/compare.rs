@@ -10,12 +10,28 @@ const NETWORK: &str = "ip route show default | grep -q . || {
     ip link add compare0 type dummy && ip address add 10.75.0.2/24 dev compare0 &&
     ip link set compare0 up && ip route add default via 10.75.0.1; }";
 
+/// Takes the network away again, for the tests that come after.
+struct Network;
+
+impl Network {
+    fn make() -> Network {
+        host(NETWORK);
+        Network
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        host("ip link delete compare0 2>/dev/null || true");
+    }
+}
+
 /// If it fails, the table that people choose by has figures that cannot be, or lacks some; or what is
 /// done to containers for it harms the host, or stays.
 #[test]
 fn an_image_is_compared() {
     let engine = Engine::for_processes("compare");
-    host(NETWORK);
+    let _network = Network::make();
     let boot = host("cat /proc/sys/kernel/random/boot_id");
     let json = engine.text("compare --runs 1 --json busybox");
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
