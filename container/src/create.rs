@@ -15,9 +15,9 @@ use crate::image::{Image, Store, registry};
 use crate::limits::{self, Limits};
 use crate::network::{self, NetworkError};
 use crate::networks;
-use crate::options::{Health, Isolation, Kind, Options, OptionsError, Port, Pull};
+use crate::options::{Health, Isolation, Kind, Network, Options, OptionsError, Port, Pull};
 use crate::paths;
-use crate::shim::{Bundle, Guest, Plan};
+use crate::shim::{Bundle, Guest, HOSTS, Plan, RESOLV_CONF};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
@@ -88,28 +88,36 @@ pub enum CreateError {
 }
 
 /// Makes a container, which does not run yet.
-pub fn create(containers: &Containers, options: Options) -> Result<Container, CreateError> {
+pub fn create(containers: &Containers, mut options: Options) -> Result<Container, CreateError> {
     // Before anything is made, what can be refused.
     match options.isolation {
         Isolation::Vm if options.runtime.is_some() => return Err(CreateError::Runtimes),
-        Isolation::Vm => {
-            networks::check(&options)?;
-            network::uplink(&options).map(|_| ())?
+        Isolation::Vm => {}
+        Isolation::Process => {
+            check_process(&options)?;
+            let default = || Network::Named(networks::DEFAULT.into());
+            options.network.get_or_insert_with(default);
         }
-        Isolation::Process => check_process(&options)?,
     }
+    networks::check(&options)?;
+    network::uplink(&options).map(drop)?;
     let store = Store::open_default()?;
     let image = image(&store, &options)?;
     let health = Health::of(&options, &image.raw_config)?;
     check_devices(&options)?;
     let id = new_id();
     let shares = shares(&options)?;
+    let run = containers.run_of(&id);
     let binds = match options.isolation {
         Isolation::Vm => guest_binds(&shares, &options),
-        Isolation::Process => host_binds(&shares),
+        Isolation::Process => host_binds(&shares, &run),
     };
-    let run = containers.run_of(&id);
-    let spec = spec::build(&id, &options, &image.config, &run.join("rootfs"), &binds)?;
+    let mut spec = spec::build(&id, &options, &image.config, &run.join("rootfs"), &binds)?;
+    if options.isolation == Isolation::Process
+        && let Some(Network::Named(_)) = options.network
+    {
+        spec::join_network(&mut spec, &networks::netns(&run));
+    }
     let by_name = |spec: &Spec| Some(spec.process().as_ref()?.user().username().is_some());
     if options.isolation == Isolation::Process && by_name(&spec) == Some(true) {
         return Err(CreateError::Process(
@@ -190,8 +198,10 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     if !rustix::process::geteuid().is_root() {
         return refuse("it takes root, to mount the image");
     }
-    if options.network != Some(crate::options::Network::None) {
-        return refuse("there is only --network none yet");
+    if options.network == Some(Network::Passt) {
+        return refuse(
+            "--network passt is for VMs; give none, bridge, or what 'network create' made",
+        );
     }
     if options.init || options.health_cmd.is_some() || !options.device.is_empty() {
         return refuse("--init, --health-cmd and --device are not there yet");
@@ -199,21 +209,27 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
     }
-    let names = !options.add_host.is_empty() || !options.dns.is_empty();
-    if names || !options.dns_search.is_empty() || !options.dns_option.is_empty() {
-        return refuse("--add-host and --dns are not there yet");
-    }
     Ok(crate::shim::find_runtime(options.runtime).map(drop)?)
 }
 
-/// What is mounted from outside, where the host's runtime finds it.
-fn host_binds(shares: &[Share]) -> Vec<Bind> {
-    let bind = |share: &Share| Bind {
+/// What is mounted from outside, where the host's runtime finds it; `run` is the directory of the
+/// container's mounts.
+fn host_binds(shares: &[Share], run: &Path) -> Vec<Bind> {
+    let etc = |name: &str| Bind {
+        source: run.join(name),
+        target: format!("/etc/{name}"),
+        read_only: false,
+    };
+    let shares = shares.iter().map(|share| Bind {
         source: share.source.clone(),
         target: share.target.clone(),
         read_only: share.read_only,
-    };
-    shares.iter().map(bind).collect()
+    });
+    // The user's own files win.
+    [etc(RESOLV_CONF), etc(HOSTS)]
+        .into_iter()
+        .chain(shares)
+        .collect()
 }
 
 /// What is shared with the container: binds and volumes, which are made as needed.
@@ -294,6 +310,17 @@ fn guest_binds(shares: &[Share], options: &Options) -> Vec<Bind> {
 /// What it takes to run a container, and the ports that lead to it.
 pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let Record { id, options, .. } = &container.record;
+    let none = Vec::new();
+    let config = container.record.image_config.config().as_ref();
+    let exposed = config.and_then(|config| config.exposed_ports().as_ref());
+    let ports = network::ports(options, exposed.unwrap_or(&none))?;
+    let uplink = network::uplink(options)?;
+    let hostname = spec::hostname(id, options);
+    let address = uplink.as_ref().map(|uplink| uplink.address);
+    let hosts = network::hosts(&options.add_host, &hostname, address);
+    let resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let gateway = uplink.as_ref().map(|uplink| uplink.gateway);
+    let resolv_conf = network::resolv_conf(options, &resolv_conf, gateway);
     if options.isolation == Isolation::Process {
         let bundle = Bundle {
             runtime: crate::shim::find_runtime(options.runtime)?,
@@ -302,16 +329,13 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             layers: container.record.layers.clone(),
             upper: container.dir.join("process"),
             run: container.run.clone(),
+            hosts,
+            resolv_conf,
             interactive: options.interactive,
             tty: options.tty,
         };
-        return Ok((Plan::Process(bundle), Vec::new()));
+        return Ok((Plan::Process(bundle), ports));
     }
-    let uplink = network::uplink(options)?;
-    let none = Vec::new();
-    let config = container.record.image_config.config().as_ref();
-    let exposed = config.and_then(|config| config.exposed_ports().as_ref());
-    let ports = network::ports(options, exposed.unwrap_or(&none))?;
     let shares = &container.record.shares;
     let mut machine = Machine {
         kernel: options.kernel.clone(),
@@ -351,11 +375,6 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     });
     let path = container.bundle().join("config.json");
     let spec = fs::read(&path).map_err(|source| CreateError::Source { path, source })?;
-    let uplink = machine.uplink.as_ref();
-    let hostname = spec::hostname(id, options);
-    let hosts = network::hosts(&options.add_host, &hostname, uplink.map(|u| u.address));
-    let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let resolv = network::resolv_conf(options, &resolv, uplink.map(|u| u.gateway));
     let mut streams = api::Streams::new();
     streams.token = new_id();
     streams.stdin = options.interactive;
@@ -366,7 +385,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
         spec,
         streams,
         size: options.tty.then_some((24, 80)),
-        network: machine.network(&hostname, hosts, resolv),
+        network: machine.network(&hostname, hosts, resolv_conf),
         init: options.init,
     };
     Ok((Plan::Vm(Box::new(machine), guest), ports))

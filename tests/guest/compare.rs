@@ -53,7 +53,8 @@ fn an_image_is_compared() {
         assert_eq!(cell("own_kernel", process)["text"], "the host's");
         assert!(number("host_calls", process) > 200.0);
         assert!(number("host_proc", process) > 50.0);
-        assert!(cell("network", process)["not_measured"].is_string());
+        assert!(cell("passt", process)["not_measured"].is_string());
+        assert!(number("bridge", process) > 0.0);
         let panic = &cell("panic", process)["not_measured"];
         assert_eq!(panic, "it would be the host's kernel");
     }
@@ -92,7 +93,7 @@ fn an_image_is_compared() {
         );
     }
     assert!(number("panic_neighbour", "vm") > 0.0);
-    assert!(number("network", "vm") > 0.0);
+    assert!(number("bridge", "vm") > 0.0 && number("passt", "vm") > 0.0);
     let guest = number("guest", "vm");
     assert!((4.0..200.0).contains(&guest), "{guest}");
     assert!(number("processes", "vm") > guest);

@@ -408,7 +408,7 @@ fn an_image_runs_as_a_process() {
     );
     assert_eq!(code(&engine.run(&format!("{line} /nothing/here"))), 127);
     assert_eq!(
-        code(&engine.run("run --rm --isolation=process busybox true")),
+        code(&engine.run("run --rm --isolation=process --network passt busybox true")),
         125
     );
     engine.text(&format!("run -d --name one {options} busybox sleep 1000"));

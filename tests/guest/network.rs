@@ -110,3 +110,40 @@ s = socket.create_server((\"198.51.100.2\", 7)); c, a = s.accept(); c.sendall(a[
     );
     assert_eq!(host("iptables -t nat -S | grep 10.123 || :"), "");
 }
+
+/// If it fails, a process on the host's kernel is not on the network that VMs are on, so that the two
+/// cannot be compared there; or it leaves something of it behind.
+#[test]
+fn a_process_is_on_a_network_with_vms() {
+    let engine = Engine::for_processes("process-network");
+    engine.text("network create --subnet 10.124.0.0/24 net");
+    let options = "--isolation=process --network net -p 8124:80 --add-host there:198.51.100.9";
+    let serve = "echo hello >/tmp/index.html; exec httpd -f -h /tmp";
+    engine.script(&format!("run -d --name web {options} busybox"), serve);
+    let script = "wget -q -O - http://web/; nslookup web";
+    let said = engine.script("run --rm --network net busybox", script);
+    assert!(
+        said.starts_with("hello\n") && said.contains("10.124.0.2"),
+        "{said}"
+    );
+    let get = "curl -sS --max-time 60 http://127.0.0.1:8124/";
+    assert_eq!(host(get), "hello\n");
+    assert_eq!(engine.text("port web"), "80/tcp -> 0.0.0.0:8124");
+    let script = "wget -q -O - http://127.0.0.1/; cat /etc/hosts /etc/resolv.conf; ip route";
+    let said = engine.script("exec web", script);
+    for part in [
+        "hello\n",
+        "198.51.100.9\tthere",
+        "nameserver 10.124.0.1",
+        "default via 10.124.0.1",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let shim = engine.text("inspect -f {{.Cofferdam.Shim}} web");
+    host(&format!("kill -9 {shim}"));
+    engine.text("rm -f web");
+    engine.text("network rm net");
+    let left = host("grep cofferdam /proc/self/mountinfo | grep nsfs || :");
+    assert_eq!(left, "");
+    assert_eq!(host("iptables -t nat -S | grep 10.124 || :"), "");
+}

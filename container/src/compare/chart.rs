@@ -113,7 +113,7 @@ mod tests {
             calls.contains("width=\"0.0\" height=\"16\" rx=\"2\" class=\"vm\""),
             "{calls}"
         );
-        let network = render(&report, row("network")).unwrap();
+        let network = render(&report, row("passt")).unwrap();
         assert!(network.contains(">not measured<"), "{network}");
         assert_eq!(render(&report, row("kernel")), None);
     }

@@ -23,6 +23,7 @@ pub use text::render as text;
 
 use crate::image::store::Error as ImageError;
 use crate::image::{Store, registry};
+use crate::networks::NetworksError;
 use crate::state::{Now, StateError};
 use report::{Cell, Column, Host, ImageSize, Report, Row, SCHEMA};
 use rows::ROWS;
@@ -43,6 +44,9 @@ pub enum CompareError {
     /// Our probe.
     #[error(transparent)]
     Probe(#[from] CompanionError),
+    /// The network.
+    #[error(transparent)]
+    Networks(#[from] NetworksError),
     /// A container's files.
     #[error(transparent)]
     State(#[from] StateError),
@@ -79,7 +83,8 @@ const SECTIONS: &[(&str, Section, &[&str])] = &[
     ("times", size::times, &["first_output", "whole"]),
     ("memory and disk", size::sizes, size::ROWS),
     ("work", work::work, work::ROWS),
-    ("the network", work::network, &["network"]),
+    ("the network", work::bridge, &["bridge"]),
+    ("the network without root", work::passt, &["passt"]),
     ("what it sees", reach::look, reach::ROWS),
     ("system calls", reach::calls, &["host_calls"]),
     ("harm", harm::harm, harm::ROWS),

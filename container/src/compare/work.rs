@@ -1,12 +1,16 @@
 //! Work inside.
 
 use std::io::{self, Read};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::thread;
+
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
 use super::report::Cell;
 use super::side::{Program, Side};
 use super::{Cells, CompareError, Measure};
+use crate::networks::{DEFAULT, Networks};
+use crate::paths;
 
 /// What [`work`] gives.
 pub const ROWS: &[&str] = &[
@@ -46,17 +50,32 @@ fn scale(name: &str) -> f64 {
     }
 }
 
-/// Has the probe send to a port of ours.
-pub fn network(measure: &Measure<'_>) -> Result<Cells, CompareError> {
+/// Has the probe send to a port of ours at the bridge, which containers of all kinds can have.
+pub fn bridge(measure: &Measure<'_>) -> Result<Cells, CompareError> {
+    let gateway = Networks::at(&paths::data()).find(DEFAULT)?.gateway;
+    send(measure, "bridge", gateway, DEFAULT)
+}
+
+/// Has the probe send to a port of ours at the host's loopback.
+pub fn passt(measure: &Measure<'_>) -> Result<Cells, CompareError> {
     if measure.subject.side != Side::Vm {
-        let why = "--isolation=process has only --network none";
-        return Ok(vec![("network", Cell::missing(why))]);
+        let why = "--network passt is for VMs";
+        return Ok(vec![("passt", Cell::missing(why))]);
     }
+    send(measure, "passt", Ipv4Addr::LOCALHOST, "passt")
+}
+
+fn send(
+    measure: &Measure<'_>,
+    row: &'static str,
+    address: Ipv4Addr,
+    network: &str,
+) -> Result<Cells, CompareError> {
     let io = |source| CompareError::Io {
-        action: "listen for the guest",
+        action: "listen for the container",
         source,
     };
-    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(io)?;
+    let listener = listen(address).map_err(io)?;
     let port = listener.local_addr().map_err(io)?.port().to_string();
     // It goes with this process, or at the end of the last run.
     thread::spawn(move || {
@@ -67,12 +86,27 @@ pub fn network(measure: &Measure<'_>) -> Result<Cells, CompareError> {
     });
     let mut numbers = Vec::new();
     for _ in 0..measure.runs {
-        let options = ["--network", "passt"];
+        let options = ["--network", network];
         let done = measure
             .subject
             .run(&options, Program::Probe(&["send", &port, TIME]))?;
         let number = done.number("network");
         numbers.push(number.ok_or_else(|| CompareError::Container(done.excuse()))?);
     }
-    Ok(vec![("network", Cell::spread(numbers))])
+    Ok(vec![(row, Cell::spread(numbers))])
+}
+
+/// Listens at some port of an address, which the host may not have yet: a bridge is there while a
+/// container is on it.
+fn listen(address: Ipv4Addr) -> io::Result<TcpListener> {
+    let socket = net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    net::sockopt::set_ip_freebind(&socket, true)?;
+    net::bind(&socket, &SocketAddrV4::new(address, 0))?;
+    net::listen(&socket, 16)?;
+    Ok(socket.into())
 }

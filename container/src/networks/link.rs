@@ -1,5 +1,5 @@
-//! A container's VM on a network: a network namespace, which netavark connects to the bridge, and whose
-//! interface is mirrored into the guest.
+//! A container on a network: a network namespace, which netavark connects to the bridge. A VM's guest has
+//! its interface mirrored; a process on the host's kernel is in it.
 
 use std::fs::{self, File};
 use std::io;
@@ -74,7 +74,8 @@ fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
 #[derive(Debug)]
 pub struct Link {
     dir: PathBuf,
-    mirror: Mirror,
+    /// Of a VM: what of the namespace its guest has.
+    mirror: Option<Mirror>,
     /// What it has there.
     pub attached: Attached,
 }
@@ -90,16 +91,21 @@ struct Made {
 const MADE: &str = "network.json";
 const NETNS: &str = "netns";
 
+/// Where the network namespace of a container on a network is, by its directory of sockets.
+pub fn netns(run: &Path) -> PathBuf {
+    run.join(NETNS)
+}
+
 impl Link {
-    /// Connects a container, whose plan becomes that of a VM in the network; nothing if it has none
-    /// of these networks.
+    /// Connects a container, whose plan becomes that of one in the network; nothing if it has none of
+    /// these networks.
     pub fn connect(
         container: &Container,
         plan: &mut Plan,
         ports: &[Port],
     ) -> Result<Option<Self>, LinkError> {
         let options = &container.record.options;
-        let (Plan::Vm(machine, guest), Some(Chosen::Named(name))) = (plan, &options.network) else {
+        let Some(Chosen::Named(name)) = &options.network else {
             return Ok(None);
         };
         check(options)?;
@@ -119,28 +125,40 @@ impl Link {
             netavark: configuration(container, &network, address, ports),
         };
         state::save(&dir.join(MADE), &made)?;
-        let netns = dir.join(NETNS);
+        let netns = netns(&dir);
         make_netns(&netns)?;
         let answer = netavark("setup", &dir)?;
         drop(lock);
         let mirror = mirror::within(&netns, Mirror::scan)??;
-        machine.taps = mirror.taps();
-        machine.netns = Some(netns);
-        let request = mirror.request();
-        (guest.network.interfaces, guest.network.routes) = (request.interfaces, request.routes);
-        let hostname = spec::hostname(id, options);
-        guest.network.hosts = hosts(&options.add_host, &hostname, Some(address));
-        guest.network.resolv_conf = resolv_conf(options, &servers(&answer[name]), None);
+        let taps = mirror.taps();
+        let mac = taps.first().map(|tap| tap.mac.clone());
+        let hosts = hosts(
+            &options.add_host,
+            &spec::hostname(id, options),
+            Some(address),
+        );
+        let resolv_conf = resolv_conf(options, &servers(&answer[name]), None);
+        let mirror = match plan {
+            Plan::Vm(machine, guest) => {
+                machine.taps = taps;
+                machine.netns = Some(netns);
+                let request = mirror.request();
+                (guest.network.interfaces, guest.network.routes) =
+                    (request.interfaces, request.routes);
+                (guest.network.hosts, guest.network.resolv_conf) = (hosts, resolv_conf);
+                Some(mirror)
+            }
+            Plan::Process(bundle) => {
+                (bundle.hosts, bundle.resolv_conf) = (hosts, resolv_conf);
+                None
+            }
+        };
         let attached = Attached {
             network: network.name.clone(),
             address,
             prefix: network.subnet.prefix(),
             gateway: network.gateway,
-            mac: machine
-                .taps
-                .first()
-                .map(|tap| tap.mac.clone())
-                .unwrap_or_default(),
+            mac: mac.unwrap_or_default(),
         };
         std::mem::forget(undo);
         Ok(Some(Self {
@@ -152,9 +170,10 @@ impl Link {
 
     /// Joins the VM's tap, which its monitor has made by now, with the network.
     pub fn join(&self) -> Result<(), LinkError> {
-        Ok(mirror::within(&self.dir.join(NETNS), || {
-            self.mirror.join()
-        })??)
+        match &self.mirror {
+            Some(mirror) => Ok(mirror::within(&netns(&self.dir), || mirror.join())??),
+            None => Ok(()),
+        }
     }
 }
 
@@ -198,7 +217,7 @@ fn undo(dir: &Path) {
     };
     let networks = Networks::at(&paths::data());
     let _lock = networks.lock();
-    let netns = dir.join(NETNS);
+    let netns = netns(dir);
     if let Err(error) = netavark("teardown", dir) {
         log::warn!("{}", crate::describe(&error));
     }
@@ -324,7 +343,7 @@ fn netavark(action: &str, dir: &Path) -> Result<Value, LinkError> {
             .arg("--aardvark-binary")
             .arg(place.join("aardvark-dns"))
             .arg(action)
-            .arg(dir.join(NETNS))
+            .arg(netns(dir))
             .env_clear()
             .env("PATH", search_path())
             // Files and no pipes: aardvark-dns lives on, and would hold them open.

@@ -18,7 +18,7 @@ use crate::files::{FileError, file};
 use crate::options::{as_text, pairs};
 use crate::state::{self, Lock, Now, StateError, named, new_id};
 
-pub use link::{Link, LinkError, check, disconnect};
+pub use link::{Link, LinkError, check, disconnect, netns};
 
 /// The network that is there without having been made.
 pub const DEFAULT: &str = "bridge";

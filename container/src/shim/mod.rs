@@ -24,7 +24,9 @@ use std::thread;
 use std::time::Duration;
 
 pub use output::{LogLine, Stream};
-pub use process::{Bundle, ProcessError, delete as delete_process, find_runtime, runtime};
+pub use process::{
+    Bundle, HOSTS, ProcessError, RESOLV_CONF, delete as delete_process, find_runtime, runtime,
+};
 pub use session::{
     Guest, Plan, Session, SessionError, Streams, container, exec, process, signal, size,
 };

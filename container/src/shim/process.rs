@@ -34,6 +34,11 @@ mount -t overlay -o "lowerdir=$lower,upperdir=$upper/upper,workdir=$upper/work" 
 exec "$@"
 "#;
 
+/// What is bound to its /etc/hosts, in the directory of its mounts and sockets.
+pub const HOSTS: &str = "hosts";
+/// And to its /etc/resolv.conf.
+pub const RESOLV_CONF: &str = "resolv.conf";
+
 /// Why a container does not run on the host's kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -93,6 +98,10 @@ pub struct Bundle {
     pub upper: PathBuf,
     /// Where mounts and sockets are.
     pub run: PathBuf,
+    /// The text of its /etc/hosts.
+    pub hosts: String,
+    /// The text of its /etc/resolv.conf.
+    pub resolv_conf: String,
     /// It gets input.
     pub interactive: bool,
     /// It has a terminal.
@@ -142,6 +151,10 @@ impl Process {
         // The container's process is the runtime's child, which ends: so it becomes ours.
         set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|e| io("adopt the container")(e.into()))?;
+        let etc = [(HOSTS, &bundle.hosts), (RESOLV_CONF, &bundle.resolv_conf)];
+        for (name, text) in etc {
+            fs::write(bundle.run.join(name), text).map_err(io("write the container's names"))?;
+        }
         let mut command = Command::new("unshare");
         command.args([
             "--mount",

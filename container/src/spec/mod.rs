@@ -228,6 +228,17 @@ pub fn set_capabilities(process: &mut Process, privileged: bool) {
     process.set_capabilities(Some(caps::process(set, is_root)));
 }
 
+/// Has the container in the network namespace at a path, and not in one of its own.
+pub fn join_network(spec: &mut Spec, netns: &Path) {
+    let linux = spec.linux_mut().as_mut();
+    let namespaces = linux.and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace.typ() == LinuxNamespaceType::Network {
+            namespace.set_path(Some(netns.to_owned()));
+        }
+    }
+}
+
 fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount.set_destination(target.into());
