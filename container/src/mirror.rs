@@ -2,7 +2,8 @@
 //! interface there is joined with a tap, so that what arrives at it goes to the guest's and back, and the
 //! guest is told its MAC, addresses, MTU and routes.
 //!
-//! `ip` and `tc` (iproute2) do it, in the namespace that this process is in.
+//! `ip` and `tc` (iproute2) do it, in the namespace that this process is in; where there is nothing to
+//! mirror, neither is started.
 
 use std::fs::File;
 use std::io;
@@ -11,6 +12,9 @@ use std::process::Command;
 use std::thread;
 
 use cofferdam_agent_protocol::api;
+use cofferdam_devices::virtio::net::{TapError, bring_up};
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +29,9 @@ pub enum MirrorError {
     /// A new one.
     #[error("cannot make a network namespace")]
     Make(#[source] io::Error),
+    /// An interface of a new one.
+    #[error(transparent)]
+    Interface(#[from] TapError),
     /// Not there.
     #[error("cannot run {program} (Debian: the package iproute2)")]
     Run {
@@ -137,9 +144,19 @@ pub(crate) fn enter(netns: Option<&Path>) -> Result<(), MirrorError> {
         Some(path) => enter_path(path),
         None => {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|error| MirrorError::Make(error.into()))?;
-            run("ip", &["link", "set", "lo", "up"]).map(drop)
+            Ok(bring_up("lo")?)
         }
     }
+}
+
+/// Whether this namespace has nothing that could be mirrored. It takes a system call or two, and `ip`
+/// some milliseconds.
+fn is_bare() -> bool {
+    let is_other = |entry: &InterfaceAddress| {
+        let is_loopback = entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
+        !is_loopback && !entry.interface_name.starts_with(TAP)
+    };
+    getifaddrs().is_ok_and(|mut all| !all.any(|entry| is_other(&entry)))
 }
 
 /// Enters the namespace at a path.
@@ -219,6 +236,9 @@ fn ask<T: for<'a> Deserialize<'a>>(args: &[&str]) -> Result<Vec<T>, MirrorError>
 impl Mirror {
     /// What there is in this namespace.
     pub(crate) fn scan() -> Result<Self, MirrorError> {
+        if is_bare() {
+            return Ok(Self::default());
+        }
         let links: Vec<Link> = ask(&["-json", "address", "show"])?;
         let mut lines: Vec<Line> = Vec::new();
         if links.iter().any(is_mirrored) {

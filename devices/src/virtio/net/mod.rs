@@ -35,7 +35,7 @@ pub use backend::Backend;
 pub use link::{NetCounters, NetLimits};
 pub use mac::{MacAddress, MacError};
 pub use stream::Stream;
-pub use tap::{Tap, TapError};
+pub use tap::{Tap, TapError, bring_up};
 
 use link::{Limiters, Port};
 use pair::Pair;

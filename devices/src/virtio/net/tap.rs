@@ -403,6 +403,15 @@ impl AsRawFd for Tap {
     }
 }
 
+/// Brings an interface of this thread's network namespace up.
+pub fn bring_up(name: &str) -> Result<(), TapError> {
+    set_state(Request::new(name)?, true).map_err(|source| TapError::Io {
+        name: name.to_owned(),
+        action: "bring up",
+        source,
+    })
+}
+
 /// Brings the interface that `request` names up, or down.
 fn set_state(mut request: Request, is_up: bool) -> io::Result<()> {
     let socket = control_socket()?;
