@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_agent_protocol::{ETC, api};
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::Spec;
 
 use crate::disk::{self, DiskError};
 use crate::image::store::Error as ImageError;
@@ -17,7 +16,7 @@ use crate::network::{self, NetworkError};
 use crate::networks;
 use crate::options::{Health, Isolation, Kind, Network, Options, OptionsError, Port, Pull};
 use crate::paths;
-use crate::shim::{Bundle, Guest, HOSTS, Plan, RESOLV_CONF};
+use crate::shim::{Bundle, Guest, HOSTS, Plan, RESOLV_CONF, ROOTFS};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
@@ -112,17 +111,11 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
         Isolation::Vm => guest_binds(&shares, &options),
         Isolation::Process => host_binds(&shares, &run),
     };
-    let mut spec = spec::build(&id, &options, &image.config, &run.join("rootfs"), &binds)?;
+    let mut spec = spec::build(&id, &options, &image.config, &run.join(ROOTFS), &binds)?;
     if options.isolation == Isolation::Process
         && let Some(Network::Named(_)) = options.network
     {
         spec::join_network(&mut spec, &networks::netns(&run));
-    }
-    let by_name = |spec: &Spec| Some(spec.process().as_ref()?.user().username().is_some());
-    if options.isolation == Isolation::Process && by_name(&spec) == Some(true) {
-        return Err(CreateError::Process(
-            "give -u 0 or -u 0:0; other users are not there yet",
-        ));
     }
     store.hold(&image, &id)?;
     let record = Record {

@@ -13,6 +13,7 @@ pub mod network;
 pub mod networks;
 pub mod options;
 pub mod paths;
+pub mod root;
 pub mod runc;
 pub mod shim;
 pub mod spec;

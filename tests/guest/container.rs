@@ -391,41 +391,6 @@ fn the_killed_leave_nothing_behind() {
     }
 }
 
-/// If it fails, an image does not run as a process to be compared, or differs there in exit codes
-/// and streams.
-#[test]
-fn an_image_runs_as_a_process() {
-    let engine = Engine::for_processes("process");
-    let options = "--isolation=process --network none";
-    let release = engine.text(&format!("run --rm {options} busybox uname -r"));
-    assert_eq!(release, host("uname -r").trim());
-    let line = format!("run --rm {options} busybox");
-    let end = engine.shell(&line, "echo out; echo err >&2; exit 42");
-    assert_eq!(code(&end), 42, "{end:?}");
-    assert_eq!(
-        (end.stdout.as_slice(), end.stderr.as_slice()),
-        (&b"out\n"[..], &b"err\n"[..])
-    );
-    assert_eq!(code(&engine.run(&format!("{line} /nothing/here"))), 127);
-    assert_eq!(
-        code(&engine.run("run --rm --isolation=process --network passt busybox true")),
-        125
-    );
-    engine.text(&format!("run -d --name one {options} busybox sleep 1000"));
-    assert_eq!(code(&engine.shell("exec one", "exit 4")), 4);
-    engine.text("pause one");
-    engine.text("unpause one");
-    engine.text("stop -t 1 one");
-    assert_eq!(engine.text("inspect -f {{.State.ExitCode}} one"), "137");
-    engine.text("rm one");
-    let pid = format!("run -d --name two {options} busybox sleep 1234");
-    engine.text(&pid);
-    let shim = engine.text("inspect -f {{.Cofferdam.Shim}} two");
-    host(&format!("kill -9 {shim}"));
-    engine.text("rm -f two");
-    assert_eq!(host("pgrep -xf 'sleep 1234' || :"), "");
-}
-
 /// If it fails, containers that fail stay down, or start again without end.
 #[test]
 fn a_container_that_fails_starts_again() {

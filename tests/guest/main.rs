@@ -27,6 +27,7 @@ mod net;
 mod network;
 mod passt;
 mod pmem;
+mod process;
 mod rng;
 mod rootless;
 mod runc;

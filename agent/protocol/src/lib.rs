@@ -1,8 +1,10 @@
 //! What the host and the agent in a container's VM say to each other: a ttrpc service
-//! ([`api`], [`service`]) on one vsock port, byte streams on another ([`stream`]).
+//! ([`api`], [`service`]) on one vsock port, byte streams on another ([`stream`]). And what both find
+//! out in the same way, each on its own kernel.
 
 pub mod client;
 pub mod stream;
+pub mod users;
 
 #[allow(
     missing_docs,

@@ -2,16 +2,10 @@
 
 use std::fs;
 
+use cofferdam_agent_protocol::users;
+
 use crate::error::{Error, Result};
 use crate::spec::Process;
-
-/// What the files say of a user.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Found {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-}
 
 /// The process with numbers in the place of `user.username`, which is `USER[:GROUP]` as an image or a
 /// user of Docker writes it, names or numbers. Who turns out not to be root has no capabilities in
@@ -23,7 +17,8 @@ pub fn resolved(process: &Process) -> Result<Process> {
         return Ok(process);
     };
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let found = find(&name, &read("/etc/passwd"), &read("/etc/group"))?;
+    let found = users::find(&name, &read("/etc/passwd"), &read("/etc/group"))
+        .map_err(|unknown| Error::invalid("process.user", unknown))?;
     process.user.uid = found.uid;
     process.user.gid = found.gid;
     let groups = process.user.additional_gids.get_or_insert_default();
@@ -35,83 +30,4 @@ pub fn resolved(process: &Process) -> Result<Process> {
         capabilities.permitted = None;
     }
     Ok(process)
-}
-
-fn find(name: &str, passwd: &str, group: &str) -> Result<Found> {
-    let (user, own_group) = match name.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (name, None),
-    };
-    let line = |line: &&str, name: &str, number: usize| {
-        let mut fields = line.split(':');
-        let is_name = fields.next() == Some(name);
-        is_name || fields.nth(number - 1) == Some(name)
-    };
-    let number = |line: &str, at: usize| line.split(':').nth(at)?.parse::<u32>().ok();
-    let entry = passwd.lines().find(|l| line(l, user, 2));
-    let unknown = |what: &str, name: &str, file: &str| {
-        Error::invalid(
-            "process.user",
-            format!("there is no {what} {name} in {file}"),
-        )
-    };
-    let uid = entry
-        .and_then(|entry| number(entry, 2))
-        .or(user.parse().ok());
-    let uid = uid.ok_or_else(|| unknown("user", user, "/etc/passwd"))?;
-    if let Some(name) = own_group.filter(|name| !name.is_empty()) {
-        let entry = group.lines().find(|l| line(l, name, 2));
-        let gid = entry
-            .and_then(|entry| number(entry, 2))
-            .or(name.parse().ok());
-        let gid = gid.ok_or_else(|| unknown("group", name, "/etc/group"))?;
-        return Ok(Found {
-            uid,
-            gid,
-            groups: Vec::new(),
-        });
-    }
-    let name = entry
-        .and_then(|entry| entry.split(':').next())
-        .unwrap_or(user);
-    let has = |line: &&str| {
-        let members = line.split(':').nth(3).unwrap_or_default();
-        members.split(',').any(|member| member == name)
-    };
-    Ok(Found {
-        uid,
-        gid: entry.and_then(|entry| number(entry, 3)).unwrap_or(0),
-        groups: group
-            .lines()
-            .filter(has)
-            .filter_map(|line| number(line, 2))
-            .collect(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// If it fails, images whose user has a name run as another, or not at all.
-    #[test]
-    fn names_are_found_in_the_containers_files() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nbad\nwww:x:33:34::/:/bin/false\n";
-        let group = "root:x:0:\nwww:x:34:\nlogs:x:5:www,other\nx:x:6:other\n";
-        let found = |name| find(name, passwd, group).unwrap();
-        let of = |uid, gid, groups: &[u32]| Found {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-        };
-        assert_eq!(found("www"), of(33, 34, &[5]));
-        assert_eq!(found("33"), of(33, 34, &[5]));
-        assert_eq!(found("www:logs"), of(33, 5, &[]));
-        assert_eq!(found("www:7"), of(33, 7, &[]));
-        assert_eq!(found("1000"), of(1000, 0, &[]));
-        assert_eq!(found("root"), of(0, 0, &[]));
-        for name in ["nobody", "www:none", ""] {
-            assert!(find(name, passwd, group).is_err(), "{name}");
-        }
-    }
 }

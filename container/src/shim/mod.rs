@@ -2,10 +2,12 @@
 //! container's streams, keeps its state, and answers at a socket. No daemon is needed: whoever wants
 //! something of a container asks its shim, or the agent in its VM.
 
+mod bundle;
 mod health;
 mod monitor;
 mod output;
 mod process;
+mod rootfs;
 mod server;
 mod session;
 mod spawn;
@@ -23,10 +25,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+pub use bundle::{Bundle, HOSTS, RESOLV_CONF};
 pub use output::{LogLine, Stream};
-pub use process::{
-    Bundle, HOSTS, ProcessError, RESOLV_CONF, delete as delete_process, find_runtime, runtime,
-};
+pub use process::{ProcessError, delete as delete_process, exec as exec_process, find_runtime};
+pub use rootfs::ROOTFS;
 pub use session::{
     Guest, Plan, Session, SessionError, Streams, container, exec, process, signal, size,
 };

@@ -15,29 +15,13 @@ use rustix::process::{
 };
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use cofferdam_agent_protocol::users::Unknown;
+
+use super::bundle::Bundle;
+use super::rootfs;
 use super::session::{End, Streams};
 use crate::options::Runtime;
-
-/// Mounts the layers and an overlay on them in a mount namespace of its own, which is gone when the
-/// container is; then it is the runtime.
-const MAKE: &str = r#"
-run=$1 upper=$2; shift 2
-lower=
-while [ "$1" != -- ]; do
-    dir=$run/lower$#
-    mkdir -p "$dir"; mount -t erofs -o ro,loop "$1" "$dir"
-    lower=$dir${lower:+:$lower}; shift
-done
-shift
-mkdir -p "$upper/upper" "$upper/work" "$run/rootfs"
-mount -t overlay -o "lowerdir=$lower,upperdir=$upper/upper,workdir=$upper/work" overlay "$run/rootfs"
-exec "$@"
-"#;
-
-/// What is bound to its /etc/hosts, in the directory of its mounts and sockets.
-pub const HOSTS: &str = "hosts";
-/// And to its /etc/resolv.conf.
-pub const RESOLV_CONF: &str = "resolv.conf";
+use crate::state::StateError;
 
 /// Why a container does not run on the host's kernel.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +38,15 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
+    /// The image.
+    #[error("cannot mount the root file system: {0}")]
+    Mount(String),
+    /// The image does not know the user.
+    #[error(transparent)]
+    User(#[from] Unknown),
+    /// The bundle's configuration.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The runtime says no.
     #[error("{runtime} {action}: {said}")]
     Runtime {
@@ -79,33 +72,8 @@ impl ProcessError {
     }
 }
 
-fn io(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
     move |source| ProcessError::Io { action, source }
-}
-
-/// What a runtime needs to know.
-#[derive(Clone, Debug)]
-pub struct Bundle {
-    /// Who makes it.
-    pub runtime: Runtime,
-    /// The container's ID.
-    pub id: String,
-    /// The directory with config.json.
-    pub dir: PathBuf,
-    /// EROFS images, the lowest first.
-    pub layers: Vec<PathBuf>,
-    /// Where the container's writes go.
-    pub upper: PathBuf,
-    /// Where mounts and sockets are.
-    pub run: PathBuf,
-    /// The text of its /etc/hosts.
-    pub hosts: String,
-    /// The text of its /etc/resolv.conf.
-    pub resolv_conf: String,
-    /// It gets input.
-    pub interactive: bool,
-    /// It has a terminal.
-    pub tty: bool,
 }
 
 /// A container that was made by the host's runtime.
@@ -140,6 +108,14 @@ pub fn runtime(which: Runtime) -> Command {
     command
 }
 
+/// The command that runs one more process in a container; `process` is a file with what the OCI
+/// specification says of it, and has no user by name.
+pub fn exec(which: Runtime, process: &Path) -> Command {
+    let mut command = runtime(which);
+    command.arg("exec").arg("--process").arg(process);
+    command
+}
+
 /// Removes what a container that nobody holds any more has left with the runtime.
 pub fn delete(which: Runtime, id: &str) {
     let _ = runtime(which).args(["delete", "--force", id]).output();
@@ -151,30 +127,9 @@ impl Process {
         // The container's process is the runtime's child, which ends: so it becomes ours.
         set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|e| io("adopt the container")(e.into()))?;
-        let etc = [(HOSTS, &bundle.hosts), (RESOLV_CONF, &bundle.resolv_conf)];
-        for (name, text) in etc {
-            fs::write(bundle.run.join(name), text).map_err(io("write the container's names"))?;
-        }
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "--",
-            "sh",
-            "-euc",
-            MAKE,
-            "sh",
-        ]);
-        command
-            .arg(&bundle.run)
-            .arg(&bundle.upper)
-            .args(&bundle.layers)
-            .arg("--");
-        let runtime = runtime(bundle.runtime);
-        command.arg(runtime.get_program()).args(runtime.get_args());
+        let mut command = runtime(bundle.runtime);
         let (pid_file, log) = (bundle.run.join("pid"), bundle.run.join("runtime.log"));
-        command.arg("create").arg("--bundle").arg(&bundle.dir);
+        command.arg("create").arg("--bundle").arg(&bundle.run);
         command.arg("--pid-file").arg(&pid_file);
         let console = bundle.run.join("console");
         let _ = fs::remove_file(&console);
@@ -196,8 +151,13 @@ impl Process {
         unsafe {
             command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
-        let status = command.status().map_err(io("run unshare (util-linux)"))?;
+        let status = rootfs::mounted(&bundle, |root| {
+            bundle.prepare(root)?;
+            command.status().map_err(io("run the host's runtime"))
+        });
+        // Our copies of the container's ends.
         drop(command);
+        let status = status?;
         if !status.success() {
             let said = last_words(streams.stderr, &log);
             delete(bundle.runtime, &bundle.id);

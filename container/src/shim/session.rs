@@ -11,8 +11,9 @@ use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
 
+use super::bundle::Bundle;
 use super::monitor::{Monitor, MonitorError};
-use super::process::{Bundle, Process, ProcessError};
+use super::process::{Process, ProcessError};
 use super::spawn::Place;
 use super::wire::Failure;
 use crate::limits::HostCgroup;

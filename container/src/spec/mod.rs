@@ -13,7 +13,10 @@ use oci_spec::runtime::{
     Mount, PosixRlimit, PosixRlimitBuilder, Process, Root, Spec, User,
 };
 
+use cofferdam_agent_protocol::users::{self, Unknown};
+
 use crate::options::{Bytes, Options, OptionsError, Tmpfs, pairs};
+use crate::root::RootDir;
 
 /// `PATH` where the image has none: Docker's.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -189,6 +192,25 @@ pub fn user(text: &str) -> User {
         user.set_username(Some(text.to_owned()));
     }
     user
+}
+
+/// Puts numbers in the place of a user's name, as the files below `root` have them. Who turns out not to
+/// be root has no capabilities in effect.
+pub fn resolve_user(process: &mut Process, root: &RootDir) -> Result<(), Unknown> {
+    let Some(name) = process.user().username().clone() else {
+        return Ok(());
+    };
+    let found = users::find(&name, &root.text("/etc/passwd"), &root.text("/etc/group"))?;
+    let mut groups = process.user().additional_gids().clone().unwrap_or_default();
+    groups.extend(found.groups);
+    let user = process.user_mut();
+    user.set_username(None);
+    user.set_uid(found.uid).set_gid(found.gid);
+    user.set_additional_gids(Some(groups));
+    if found.uid != 0 {
+        set_capabilities(process, false);
+    }
+    Ok(())
 }
 
 /// The image's variables, then the user's, each once.

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use cofferdam_agent_protocol::{Client, ClientError};
 
 use crate::options::Isolation;
+use crate::root::RootDir;
 use crate::shim::wire::{Failure, Reply, Request, ask};
 use crate::shim::{self, READY};
 use crate::state::{Container, StateError, Status};
@@ -41,6 +42,15 @@ pub(in crate::cli) enum ControlError {
     /// It says no.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// Its process has just ended, say.
+    #[error("cannot open the root file system of container {name}")]
+    Root {
+        /// The container's.
+        name: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The container's state.
     #[error(transparent)]
     State(#[from] StateError),
@@ -228,6 +238,21 @@ pub(super) fn agent(container: &Container) -> Result<Client, ControlError> {
     }
     match container.state()?.status {
         Status::Running | Status::Paused => Ok(Client::connect(&container.vsock())?.0),
+        _ => Err(ControlError::NotRunning(name())),
+    }
+}
+
+/// The root file system of a container that runs on the host's kernel.
+pub(super) fn root(container: &Container) -> Result<RootDir, ControlError> {
+    let name = || container.record.name.clone();
+    let state = container.state()?;
+    match state.status {
+        Status::Running | Status::Paused => {
+            RootDir::of(state.pid).map_err(|source| ControlError::Root {
+                name: name(),
+                source,
+            })
+        }
         _ => Err(ControlError::NotRunning(name())),
     }
 }

@@ -2,16 +2,20 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
 use cofferdam_agent_protocol::{Client, api};
 use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
 use super::attach::{Keys, Raw, Signals, show, window};
-use super::control::{ControlError, agent, failed};
+use super::control::{self, ControlError, agent, failed};
 use crate::options::{Isolation, Options, OptionsError};
 use crate::shim::{self, Streams, process, size};
 use crate::spec;
@@ -83,38 +87,22 @@ pub(super) fn exec(args: &Args) -> Outcome {
 
 /// Becomes the host's runtime, which does it.
 fn exec_process(container: &Container, args: &Args) -> Outcome {
-    let mut options = Options {
-        env: args.env.clone(),
-        env_file: args.env_file.clone(),
-        ..Options::default()
-    };
-    options.resolve()?;
-    let mut command = shim::runtime(shim::find_runtime(container.record.options.runtime)?);
-    command.arg("exec");
-    if args.tty {
-        command.arg("--tty");
-    }
+    let root = control::root(container).map_err(failed)?;
+    let mut process = new_process(container, args)?;
+    spec::resolve_user(&mut process, &root)?;
+    // The runtime inherits it, and nobody has to remove it.
+    let mut file = File::from(memfd_create("process", MemfdFlags::empty())?);
+    file.write_all(&serde_json::to_vec(&process)?)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let runtime = shim::find_runtime(container.record.options.runtime)?;
+    let mut command = shim::exec_process(runtime, Path::new(&path));
     if args.detach {
         command.arg("--detach");
     }
-    for variable in &options.env {
-        command.args(["--env", variable]);
-    }
-    if let Some(dir) = &args.workdir {
-        command.args(["--cwd", dir]);
-    }
-    if let Some(user) = &args.user {
-        command.args(["--user", user]);
-    }
-    if args.privileged {
-        let error = io::Error::other("exec --privileged is not there for --isolation=process");
-        return Err(error.into());
-    }
     if !args.interactive {
-        command.stdin(std::process::Stdio::null());
+        command.stdin(Stdio::null());
     }
-    let error = command.arg(&container.record.id).args(&args.command).exec();
-    Err(error.into())
+    Err(command.arg(&container.record.id).exec().into())
 }
 
 /// The container's own process with what is asked for instead.

@@ -1,0 +1,102 @@
+//! Containers on the host's own kernel, in the hands of runc or crun.
+
+use std::process::Output;
+
+use crate::container::{Engine, code};
+use crate::harness::host;
+
+/// Both, where they are there.
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+#[track_caller]
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// If it fails, an image does not run as a process to be compared, or differs there in exit codes
+/// and streams.
+#[test]
+fn an_image_runs_as_a_process() {
+    let engine = Engine::for_processes("process");
+    let options = "--isolation=process --network none";
+    let release = engine.text(&format!("run --rm {options} busybox uname -r"));
+    assert_eq!(release, host("uname -r").trim());
+    let line = format!("run --rm {options} busybox");
+    let end = engine.shell(&line, "echo out; echo err >&2; exit 42");
+    assert_eq!(code(&end), 42, "{end:?}");
+    assert_eq!(
+        (end.stdout.as_slice(), end.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    assert_eq!(code(&engine.run(&format!("{line} /nothing/here"))), 127);
+    assert_eq!(
+        code(&engine.run("run --rm --isolation=process --network passt busybox true")),
+        125
+    );
+    engine.text(&format!("run -d --name one {options} busybox sleep 1000"));
+    assert_eq!(code(&engine.shell("exec one", "exit 4")), 4);
+    engine.text("pause one");
+    engine.text("unpause one");
+    engine.text("stop -t 1 one");
+    assert_eq!(engine.text("inspect -f {{.State.ExitCode}} one"), "137");
+    engine.text("rm one");
+    let pid = format!("run -d --name two {options} busybox sleep 1234");
+    engine.text(&pid);
+    let shim = engine.text("inspect -f {{.Cofferdam.Shim}} two");
+    host(&format!("kill -9 {shim}"));
+    engine.text("rm -f two");
+    assert_eq!(host("pgrep -xf 'sleep 1234' || :"), "");
+}
+
+/// If it fails, a process runs as another user than the image's files say, or as root.
+#[test]
+fn users_of_a_process_are_the_images() {
+    let engine = Engine::for_processes("process-users");
+    let script = "echo www:x:33:34::/srv:/bin/sh >>/etc/passwd
+                  printf 'www:x:34:\nlogs:x:5:www\n' >>/etc/group";
+    engine.script(
+        "run --isolation=process --name made --network none busybox",
+        script,
+    );
+    engine.text("commit made users");
+    for runtime in RUNTIMES {
+        let run = format!("run --isolation=process --runtime {runtime} --network none");
+        let id = |user: &str| engine.script(&format!("{run} --rm -u {user} users"), "id -u; id -G");
+        assert_eq!(id("www"), "33\n34 5", "{runtime}");
+        assert_eq!(id("33"), "33\n34 5", "{runtime}");
+        assert_eq!(id("www:logs"), "33\n5", "{runtime}");
+        assert_eq!(id("1000:7"), "1000\n7", "{runtime}");
+        let end = engine.run(&format!("{run} --rm -u nobody-here users true"));
+        assert_eq!(code(&end), 125);
+        assert!(errors(&end).contains("no user nobody-here in /etc/passwd"));
+
+        engine.text(&format!("{run} -d --name one -u www users sleep 1000"));
+        assert_eq!(engine.script("exec one", "id -u; id -G"), "33\n34 5");
+        let rights = "grep CapEff /proc/self/status; touch /no 2>&1";
+        let said = engine.shell("exec one", rights);
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(
+            said.contains("0000000000000000") && said.contains("denied"),
+            "{said}"
+        );
+        assert_eq!(
+            engine.script("exec -u root one", "id -u; echo x >/yes"),
+            "0"
+        );
+        assert_eq!(
+            engine.script("exec -u 1000:logs one", "id -u; id -G"),
+            "1000\n5"
+        );
+        let said = engine.script(
+            "exec --privileged -u root -e A=b -w /tmp one",
+            "pwd; echo $A",
+        );
+        assert_eq!(said, "/tmp\nb");
+        let end = engine.run("exec -u nobody-here one true");
+        assert!(
+            code(&end) != 0 && errors(&end).contains("no user nobody-here"),
+            "{end:?}"
+        );
+        engine.text("rm -f one");
+    }
+}
