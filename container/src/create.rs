@@ -16,7 +16,7 @@ use crate::network::{self, NetworkError};
 use crate::networks;
 use crate::options::{Health, Isolation, Kind, Network, Options, OptionsError, Port, Pull};
 use crate::paths;
-use crate::shim::{Bundle, Guest, HOSTS, Plan, RESOLV_CONF, ROOTFS};
+use crate::shim::{self, Bundle, Guest, HOSTS, Plan, RESOLV_CONF, ROOTFS};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
@@ -83,7 +83,7 @@ pub enum CreateError {
     Runtimes,
     /// The host's runtime.
     #[error(transparent)]
-    Runtime(#[from] crate::shim::ProcessError),
+    Runtime(#[from] shim::ProcessError),
 }
 
 /// Makes a container, which does not run yet.
@@ -196,13 +196,16 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
             "--network passt is for VMs; give none, bridge, or what 'network create' made",
         );
     }
-    if options.init || options.health_cmd.is_some() || !options.device.is_empty() {
-        return refuse("--init, --health-cmd and --device are not there yet");
+    if options.health_cmd.is_some() || !options.device.is_empty() {
+        return refuse("--health-cmd and --device are not there yet");
     }
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
     }
-    Ok(crate::shim::find_runtime(options.runtime).map(drop)?)
+    if options.init {
+        shim::find_init()?;
+    }
+    Ok(shim::find_runtime(options.runtime).map(drop)?)
 }
 
 /// What is mounted from outside, where the host's runtime finds it; `run` is the directory of the
@@ -316,7 +319,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let resolv_conf = network::resolv_conf(options, &resolv_conf, gateway);
     if options.isolation == Isolation::Process {
         let bundle = Bundle {
-            runtime: crate::shim::find_runtime(options.runtime)?,
+            runtime: shim::find_runtime(options.runtime)?,
             id: id.clone(),
             dir: container.bundle(),
             layers: container.record.layers.clone(),
@@ -326,6 +329,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             resolv_conf,
             interactive: options.interactive,
             tty: options.tty,
+            init: options.init.then(shim::find_init).transpose()?,
         };
         return Ok((Plan::Process(bundle), ports));
     }
@@ -397,9 +401,9 @@ pub fn remove(container: &Container, lock: &Lock) -> Result<(), CreateError> {
 pub fn forget(container: &Container, lock: &Lock) -> Result<(), CreateError> {
     let options = &container.record.options;
     if options.isolation == Isolation::Process
-        && let Ok(runtime) = crate::shim::find_runtime(options.runtime)
+        && let Ok(runtime) = shim::find_runtime(options.runtime)
     {
-        crate::shim::delete_process(runtime, &container.record.id);
+        shim::delete_process(runtime, &container.record.id);
     }
     networks::disconnect(container);
     container.remove(lock)?;

@@ -100,3 +100,26 @@ fn users_of_a_process_are_the_images() {
         engine.text("rm -f one");
     }
 }
+
+/// If it fails, programs that are no init leave zombies in a process with `--init`, cannot be stopped but
+/// by KILL, or end with another exit code.
+#[test]
+fn an_init_of_the_hosts_runs_a_process() {
+    let engine = Engine::for_processes("process-init");
+    for runtime in RUNTIMES {
+        let run = format!("run --isolation=process --runtime {runtime} --init --network none");
+        let script = "sh -c 'sleep 0.1 & exec true'; sleep 0.5; ps -o pid,stat,comm; exit 7";
+        let end = engine.shell(&format!("{run} --rm busybox"), script);
+        let text = String::from_utf8_lossy(&end.stdout).into_owned();
+        assert_eq!(code(&end), 7, "{end:?}");
+        assert!(
+            text.contains("1 S    init") && !text.contains("Z "),
+            "{text}"
+        );
+        engine.text(&format!("{run} -d --name one busybox sleep 1000"));
+        engine.text("stop one");
+        assert_eq!(engine.text("inspect -f {{.State.ExitCode}} one"), "143");
+        assert_eq!(engine.text("inspect -f {{.Path}} one"), "sleep");
+        engine.text("rm one");
+    }
+}

@@ -15,6 +15,11 @@ use crate::{spec, state};
 pub const HOSTS: &str = "hosts";
 /// And to its /etc/resolv.conf.
 pub const RESOLV_CONF: &str = "resolv.conf";
+/// Programs that reap what is left to them and pass signals on, as engines have them; all take the
+/// command behind `--`. One that needs no library of the host's comes before one that may.
+const INITS: [&str; 4] = ["docker-init", "catatonit", "tini-static", "tini"];
+/// Where engines keep theirs, if not in $PATH.
+const INIT_DIRS: [&str; 2] = ["/usr/libexec/docker", "/usr/libexec/podman"];
 /// Its configuration.
 const CONFIG: &str = "config.json";
 
@@ -41,6 +46,23 @@ pub struct Bundle {
     pub interactive: bool,
     /// It has a terminal.
     pub tty: bool,
+    /// A program of the host's that its program runs below.
+    pub init: Option<PathBuf>,
+}
+
+/// The host's program for `--init`.
+pub fn find_init() -> Result<PathBuf, ProcessError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    dirs.extend(INIT_DIRS.map(PathBuf::from));
+    let all = INITS
+        .iter()
+        .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    // What it is bound to is no link's to say.
+    let found = all
+        .filter_map(|path| path.canonicalize().ok())
+        .find(|path| path.is_file());
+    found.ok_or(ProcessError::NoInit)
 }
 
 impl Bundle {
@@ -53,6 +75,9 @@ impl Bundle {
         let mut spec: Spec = state::load(&self.dir.join(CONFIG))?;
         if let Some(process) = spec.process_mut() {
             spec::resolve_user(process, root)?;
+        }
+        if let Some(init) = &self.init {
+            spec::put_below(&mut spec, init);
         }
         Ok(state::save(&self.run.join(CONFIG), &spec)?)
     }

@@ -29,6 +29,12 @@ pub enum ProcessError {
     /// There is none.
     #[error("--isolation=process needs {0}: not in $PATH")]
     NoRuntime(&'static str),
+    /// Nor one that `--init` takes.
+    #[error(
+        "--isolation=process --init needs docker-init, catatonit or tini: none is in $PATH (Debian: \
+         the packages docker.io, catatonit, tini)"
+    )]
+    NoInit,
     /// A step of our own.
     #[error("cannot {action}")]
     Io {

@@ -261,6 +261,23 @@ pub fn join_network(spec: &mut Spec, netns: &Path) {
     }
 }
 
+/// Has a program of the host's run the container's: bound to where the container's own devices are, so
+/// that nothing of it is in its files.
+pub fn put_below(spec: &mut Spec, init: &Path) {
+    const INIT: &str = "/dev/init";
+    let init = Bind {
+        source: init.to_owned(),
+        target: INIT.to_owned(),
+        read_only: true,
+    };
+    spec.mounts_mut().get_or_insert_default().push(bind(&init));
+    if let Some(process) = spec.process_mut() {
+        let mut args = [INIT, "--"].map(str::to_owned).to_vec();
+        args.extend(process.args().iter().flatten().cloned());
+        process.set_args(Some(args));
+    }
+}
+
 fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount.set_destination(target.into());
