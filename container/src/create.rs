@@ -126,7 +126,7 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
         image_config: image.config,
         layers: image.layers,
         shares,
-        health: health.filter(|_| options.isolation == Isolation::Vm),
+        health,
         options,
     };
     let made = containers.create(record, |container| -> Result<(), CreateError> {
@@ -196,8 +196,8 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
             "--network passt is for VMs; give none, bridge, or what 'network create' made",
         );
     }
-    if options.health_cmd.is_some() || !options.device.is_empty() {
-        return refuse("--health-cmd and --device are not there yet");
+    if !options.device.is_empty() {
+        return refuse("--device is not there yet");
     }
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");

@@ -2,8 +2,8 @@
 
 use std::process::Output;
 
-use crate::container::{Engine, code};
-use crate::harness::host;
+use crate::container::{Engine, code, said};
+use crate::harness::{host, wait_until};
 
 /// Both, where they are there.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -121,5 +121,34 @@ fn an_init_of_the_hosts_runs_a_process() {
         assert_eq!(engine.text("inspect -f {{.State.ExitCode}} one"), "143");
         assert_eq!(engine.text("inspect -f {{.Path}} one"), "sleep");
         engine.text("rm one");
+    }
+}
+
+/// If it fails, nobody learns that a process is unwell, or checks that hang stay.
+#[test]
+fn a_process_is_asked_whether_it_is_well() {
+    let engine = Engine::for_processes("process-health");
+    for runtime in RUNTIMES {
+        let line = format!(
+            "run -d --name one --isolation=process --runtime {runtime} --network none \
+             --health-interval 300ms --health-retries 1 --health-timeout 5s --health-cmd"
+        );
+        let mut args: Vec<&str> = line.split_whitespace().collect();
+        let check = "echo asked; test ! -e /slow || exec sleep 4321; test ! -e /bad";
+        args.extend([check, "busybox", "sleep", "1000"]);
+        said("run", &engine.command(&args).output().unwrap());
+        let status = || engine.text("inspect -f {{.State.Health.Status}} one");
+        wait_until("health", || status() == "healthy");
+        engine.text("exec one touch /bad");
+        wait_until("sickness", || status() == "unhealthy");
+        let log = || engine.text("inspect one").replace(char::is_whitespace, "");
+        assert!(log().contains("asked"), "{}", log());
+        assert!(log().contains("\"ExitCode\":1"), "{}", log());
+        engine.text("exec one mv /bad /slow");
+        wait_until("a check that hangs", || log().contains("didnotendwithin5s"));
+        engine.text("exec one rm /slow");
+        wait_until("health", || status() == "healthy");
+        assert_eq!(host("pgrep -xf 'sleep 4321' || :"), "");
+        engine.text("rm -f one");
     }
 }

@@ -8,10 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::{Client, api};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process as Program, Spec};
 
 use super::Shim;
-use super::session::{self, process, signal};
+use super::process::{Executed, Process};
+use super::session::{self, Session, Streams, process, signal};
 use crate::options::Health;
 use crate::state::{self, Events, Now, Probe, Status, Wellness, new_id};
 
@@ -57,7 +58,7 @@ fn judge(before: &mut Wellness, answer: Probe, lenient: bool, retries: u32) {
 
 impl Shim {
     /// Asks until the other end of `over` is gone.
-    pub(super) fn watch_health(&self, agent: &Arc<Client>, health: &Health, over: &Receiver<()>) {
+    pub(super) fn watch_health(&self, session: &Session, health: &Health, over: &Receiver<()>) {
         let started = Instant::now();
         while over.recv_timeout(health.interval) == Err(RecvTimeoutError::Timeout) {
             // Who is frozen cannot answer.
@@ -65,7 +66,7 @@ impl Shim {
                 continue;
             }
             let start = Now::text();
-            let (exit_code, output) = match self.ask(agent, health) {
+            let (exit_code, output) = match self.ask(session, health) {
                 Ok(answer) => answer,
                 Err(why) => (-1, why),
             };
@@ -95,21 +96,16 @@ impl Shim {
     }
 
     /// Runs the command once. Gives its exit code and what it printed, or why it did not run.
-    fn ask(&self, agent: &Arc<Client>, health: &Health) -> Result<(i32, String), String> {
-        let (id, exec) = (&self.container.record.id, new_id());
+    fn ask(&self, session: &Session, health: &Health) -> Result<(i32, String), String> {
         let path = self.container.bundle().join("config.json");
         let spec: Spec = state::load(&path).map_err(|error| crate::describe(&error))?;
         let mut command = spec.process().clone().unwrap_or_default();
         command.set_args(Some(health.command.clone()));
         command.set_terminal(Some(false));
-        let mut request = api::ExecRequest::new();
-        (request.id, request.exec) = (id.clone(), exec.clone());
-        request.process = serde_json::to_vec(&command).map_err(|error| error.to_string())?;
-        let mut wanted = api::Streams::new();
-        wanted.token.clone_from(&exec);
-        (wanted.stdout, wanted.stderr) = (true, true);
-        request.streams = Some(wanted).into();
-        let streams = session::exec(agent, request).map_err(|error| crate::describe(&error))?;
+        let (check, streams) = match session {
+            Session::Vm(vm) => in_vm(vm.agent(), &self.container.record.id, &command)?,
+            Session::Process(process) => on_the_host(process, command)?,
+        };
 
         let (sender, output) = channel();
         for from in [streams.stdout, streams.stderr] {
@@ -119,32 +115,94 @@ impl Shim {
             });
         }
         let (sender, end) = channel();
-        let (theirs, asked) = (Arc::clone(agent), process(id, &exec));
+        let waited = Arc::clone(&check);
         thread::spawn(move || {
-            let _ = sender.send(theirs.wait(asked));
+            let _ = sender.send(waited.wait());
         });
-        let answer = match end.recv_timeout(health.timeout) {
-            Ok(Ok(ended)) => {
+        match end.recv_timeout(health.timeout) {
+            Ok(ended) => {
                 // What it left running may hold them open.
                 let text = [(), ()].map(|()| output.recv_timeout(LAST).unwrap_or_default());
                 let text = text.concat();
                 let text = String::from_utf8_lossy(&text).into_owned();
-                Ok((i32::try_from(ended.exit_code).unwrap_or(-1), text))
+                ended.map(|code| (code, text))
             }
-            Ok(Err(error)) => Err(crate::describe(&error)),
             Err(_) => {
-                let mut kill = signal(id, libc::SIGKILL);
-                kill.exec.clone_from(&exec);
-                // It may have ended meanwhile.
-                let _ = agent.signal(kill);
+                check.kill();
                 let _ = end.recv_timeout(KILL);
                 let limit = health.timeout.as_secs_f64();
                 Err(format!("the check did not end within {limit} s"))
             }
-        };
-        let _ = agent.delete(process(id, &exec));
-        answer
+        }
     }
+}
+
+/// A check that runs.
+trait Check: Send + Sync {
+    /// Its exit code, when it has ended.
+    fn wait(&self) -> Result<i32, String>;
+    /// Ends it, if it has not ended.
+    fn kill(&self);
+}
+
+type Started = Result<(Arc<dyn Check>, Streams), String>;
+
+/// By the agent, which is told when nobody wants to know more.
+struct InVm {
+    agent: Arc<Client>,
+    id: String,
+    exec: String,
+}
+
+impl Check for InVm {
+    fn wait(&self) -> Result<i32, String> {
+        let ended = self.agent.wait(process(&self.id, &self.exec));
+        let ended = ended.map_err(|error| crate::describe(&error))?;
+        Ok(i32::try_from(ended.exit_code).unwrap_or(-1))
+    }
+
+    fn kill(&self) {
+        let mut kill = signal(&self.id, libc::SIGKILL);
+        kill.exec.clone_from(&self.exec);
+        let _ = self.agent.signal(kill);
+    }
+}
+
+impl Drop for InVm {
+    fn drop(&mut self) {
+        let _ = self.agent.delete(process(&self.id, &self.exec));
+    }
+}
+
+fn in_vm(agent: &Arc<Client>, id: &str, command: &Program) -> Started {
+    let exec = new_id();
+    let mut request = api::ExecRequest::new();
+    (request.id, request.exec) = (id.to_owned(), exec.clone());
+    request.process = serde_json::to_vec(command).map_err(|error| error.to_string())?;
+    let mut wanted = api::Streams::new();
+    wanted.token.clone_from(&exec);
+    (wanted.stdout, wanted.stderr) = (true, true);
+    request.streams = Some(wanted).into();
+    let streams = session::exec(agent, request).map_err(|error| crate::describe(&error))?;
+    let (agent, id) = (Arc::clone(agent), id.to_owned());
+    Ok((Arc::new(InVm { agent, id, exec }), streams))
+}
+
+/// By the host's runtime, which leaves it to us.
+impl Check for Executed {
+    fn wait(&self) -> Result<i32, String> {
+        Ok(Executed::wait(self))
+    }
+
+    fn kill(&self) {
+        Executed::kill(self);
+    }
+}
+
+fn on_the_host(process: &Process, command: Program) -> Started {
+    let started = process.exec(command);
+    let (check, streams) = started.map_err(|error| crate::describe(&error))?;
+    Ok((Arc::new(check), streams))
 }
 
 /// The first of what is printed; the rest is read and forgotten.

@@ -388,8 +388,9 @@ impl Shim {
             Events::write(&self.container.record, "start", None);
             // While this is held, the container is asked whether it is well.
             let (running, over) = channel::<()>();
-            if let (Some(health), Some(agent)) = (&self.container.record.health, session.agent()) {
-                scope.spawn(move || self.watch_health(agent, health, &over));
+            if let Some(health) = &self.container.record.health {
+                let session = Arc::clone(&session);
+                scope.spawn(move || self.watch_health(&session, health, &over));
             }
             let end = session.wait();
             drop(running);

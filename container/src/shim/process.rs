@@ -10,18 +10,21 @@ use std::process::{Command, Stdio};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
-    Pid, Signal, WaitOptions, kill_process, set_child_subreaper, set_parent_process_death_signal,
-    waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, set_parent_process_death_signal, waitpid,
 };
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use cofferdam_agent_protocol::users::Unknown;
+use oci_spec::runtime::Process as Program;
 
 use super::bundle::Bundle;
 use super::rootfs;
 use super::session::{End, Streams};
 use crate::options::Runtime;
-use crate::state::StateError;
+use crate::root::RootDir;
+use crate::spec;
+use crate::state::{self, StateError};
 
 /// Why a container does not run on the host's kernel.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +90,30 @@ pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError
 pub struct Process {
     runtime: Runtime,
     id: String,
+    /// Where it has its sockets.
+    run: PathBuf,
     pid: Pid,
     terminal: Option<File>,
+}
+
+/// One more process in a container. The runtime has started it and gone, so that it is ours.
+#[derive(Debug)]
+pub struct Executed {
+    pid: Pid,
+    /// Itself, whoever has its number when it has ended.
+    handle: OwnedFd,
+}
+
+impl Executed {
+    /// Its exit code as a shell has it, when it has ended.
+    pub(super) fn wait(&self) -> i32 {
+        wait_for(self.pid)
+    }
+
+    /// Kills it, if it has not ended.
+    pub(super) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+    }
 }
 
 /// The runtime of the host's that is wanted, or else the first that is there.
@@ -147,8 +172,11 @@ impl Process {
             command.arg("--console-socket").arg(&console);
         }
         command.arg(&bundle.id);
-        let (streams, stdio) = pipes(&bundle).map_err(io("make pipes"))?;
-        let [stdin, stdout, stderr] = stdio;
+        // With a terminal there are none yet, and its errors are the runtime's.
+        let (streams, [stdin, stdout, stderr]) = match bundle.tty {
+            true => Default::default(),
+            false => pipes(bundle.interactive).map_err(io("make pipes"))?,
+        };
         command.stdin(or_null(stdin)).stdout(or_null(stdout));
         // Its words and the container's go the same way; so they are read from its log.
         let said = File::create(&log).map_err(io("make a log"))?;
@@ -177,10 +205,7 @@ impl Process {
             Some(listener) => Some(receive(&listener).map_err(io("receive the terminal"))?),
             None => None,
         };
-        let pid = fs::read_to_string(&pid_file).map_err(io("read the process's number"))?;
-        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
-        let pid =
-            pid.ok_or_else(|| io("read the process's number")(io::ErrorKind::InvalidData.into()))?;
+        let pid = number(&pid_file).map_err(io("read the process's number"))?;
         let streams = match &terminal {
             Some(terminal) => of_terminal(terminal, &bundle).map_err(io("open the terminal"))?,
             None => streams,
@@ -188,6 +213,7 @@ impl Process {
         let process = Self {
             runtime: bundle.runtime,
             id: bundle.id,
+            run: bundle.run,
             pid,
             terminal,
         };
@@ -217,23 +243,37 @@ impl Process {
     }
 
     pub(super) fn wait(&self) -> End {
-        let code = loop {
-            match waitpid(Some(self.pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => {
-                    match (status.exit_status(), status.terminating_signal()) {
-                        (Some(code), _) => break code,
-                        (_, Some(signal)) => break 128 + signal,
-                        _ => {}
-                    }
-                }
-                Ok(None) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => break 255,
-            }
-        };
         End {
-            code,
+            code: wait_for(self.pid),
             ..End::default()
         }
+    }
+
+    /// Runs one more process, without input.
+    pub(super) fn exec(&self, mut program: Program) -> Result<(Executed, Streams), ProcessError> {
+        let doing = "run one more process";
+        let root = RootDir::of(self.pid()).map_err(io(doing))?;
+        spec::resolve_user(&mut program, &root)?;
+        let (file, pid_file) = (self.run.join("exec.json"), self.run.join("exec.pid"));
+        state::save(&file, &program)?;
+        let (streams, [stdin, stdout, stderr]) = pipes(false).map_err(io("make pipes"))?;
+        let mut command = exec(self.runtime, &file);
+        command.arg("--detach").arg("--pid-file").arg(&pid_file);
+        command.arg(&self.id).stdin(or_null(stdin));
+        command.stdout(or_null(stdout)).stderr(or_null(stderr));
+        let status = command.status().map_err(io("run the host's runtime"))?;
+        // Our copies of its ends.
+        drop(command);
+        if !status.success() {
+            return Err(ProcessError::Runtime {
+                runtime: self.runtime.program(),
+                action: "exec",
+                said: last_words(streams.stderr, Path::new("")),
+            });
+        }
+        let pid = number(&pid_file).map_err(io(doing))?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| io(doing)(e.into()))?;
+        Ok((Executed { pid, handle }, streams))
     }
 
     pub(super) fn signal(&self, number: i32) -> Result<(), ProcessError> {
@@ -265,15 +305,33 @@ impl Process {
     }
 }
 
-/// Our ends of the container's streams, and its ends. With a terminal there are none yet, and its
-/// errors are the runtime's.
-fn pipes(bundle: &Bundle) -> io::Result<(Streams, [Option<OwnedFd>; 3])> {
-    if bundle.tty {
-        return Ok((Streams::default(), [None, None, None]));
+/// The exit code of a child of ours as a shell has it, when that has ended.
+fn wait_for(child: Pid) -> i32 {
+    loop {
+        match waitpid(Some(child), WaitOptions::empty()) {
+            Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => return code,
+                (_, Some(signal)) => return 128 + signal,
+                _ => {}
+            },
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return 255,
+        }
     }
+}
+
+/// What a runtime wrote to its --pid-file.
+fn number(pid_file: &Path) -> io::Result<Pid> {
+    let text = fs::read_to_string(pid_file)?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Our ends of a process's streams, and its ends.
+fn pipes(interactive: bool) -> io::Result<(Streams, [Option<OwnedFd>; 3])> {
     let (stdout, to_stdout) = io::pipe()?;
     let (stderr, to_stderr) = io::pipe()?;
-    let (from_stdin, stdin) = match bundle.interactive {
+    let (from_stdin, stdin) = match interactive {
         true => {
             let (from, to) = io::pipe()?;
             (Some(from.into()), Some(OwnedFd::from(to).into()))

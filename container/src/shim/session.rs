@@ -197,14 +197,6 @@ impl Session {
         }
     }
 
-    /// The agent, of one in a VM.
-    pub fn agent(&self) -> Option<&Arc<Client>> {
-        match self {
-            Self::Vm(vm) => Some(&vm.agent),
-            Self::Process(_) => None,
-        }
-    }
-
     /// Takes away what is left of it. `keep`: what it wrote is wanted.
     pub fn end(&self, keep: bool) {
         match self {
@@ -340,6 +332,11 @@ impl Vm {
             cgroup,
         };
         Ok((vm, streams))
+    }
+
+    /// The agent in it.
+    pub(super) fn agent(&self) -> &Arc<Client> {
+        &self.agent
     }
 
     /// The monitor's process.
