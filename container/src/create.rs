@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_agent_protocol::{ETC, api};
 use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::Spec;
 
 use crate::disk::{self, DiskError};
 use crate::image::store::Error as ImageError;
@@ -69,6 +70,9 @@ pub enum CreateError {
          /dev/net/tun are its own kernel's, and there is no other way yet"
     )]
     Device(PathBuf),
+    /// The guest's kernel has it whole.
+    #[error("{0} cannot be read-only: it is the VM's own kernel's")]
+    ReadOnly(PathBuf),
     /// A network of our own.
     #[error(transparent)]
     Link(#[from] networks::LinkError),
@@ -103,7 +107,10 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
     let store = Store::open_default()?;
     let image = image(&store, &options)?;
     let health = Health::of(&options, &image.raw_config)?;
-    check_devices(&options)?;
+    match options.isolation {
+        Isolation::Vm => check_devices(&options)?,
+        Isolation::Process => spec::add_devices(&mut Spec::default(), &options.device)?,
+    }
     let id = new_id();
     let shares = shares(&options)?;
     let run = containers.run_of(&id);
@@ -173,7 +180,13 @@ fn image(store: &Store, options: &Options) -> Result<Image, CreateError> {
 /// A VM can have disks of the host's, and what its own kernel has.
 fn check_devices(options: &Options) -> Result<(), CreateError> {
     use std::os::unix::fs::FileTypeExt;
-    for device in options.device.iter().filter(|d| !d.is_of_the_guest()) {
+    for device in &options.device {
+        if device.is_of_the_guest() {
+            match device.is_read_only() {
+                true => return Err(CreateError::ReadOnly(device.source.clone())),
+                false => continue,
+            }
+        }
         let kind = fs::metadata(&device.source).map_err(|source| CreateError::Source {
             path: device.source.clone(),
             source,
@@ -195,9 +208,6 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
         return refuse(
             "--network passt is for VMs; give none, bridge, or what 'network create' made",
         );
-    }
-    if !options.device.is_empty() {
-        return refuse("--device is not there yet");
     }
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
@@ -293,7 +303,7 @@ fn guest_binds(shares: &[Share], options: &Options) -> Vec<Bind> {
             }
         },
         target: device.target.clone(),
-        read_only: device.read_only,
+        read_only: device.is_read_only(),
     });
     // The user's own files win.
     [etc("resolv.conf"), etc("hosts")]
@@ -329,6 +339,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             resolv_conf,
             interactive: options.interactive,
             tty: options.tty,
+            devices: options.device.clone(),
             init: options.init.then(shim::find_init).transpose()?,
         };
         return Ok((Plan::Process(bundle), ports));
@@ -356,7 +367,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             .device
             .iter()
             .filter(|device| !device.is_of_the_guest())
-            .map(|device| (device.source.clone(), device.read_only))
+            .map(|device| (device.source.clone(), device.is_read_only()))
             .collect(),
         uplink,
         ports: ports.clone(),

@@ -152,3 +152,33 @@ fn a_process_is_asked_whether_it_is_well() {
         engine.text("rm -f one");
     }
 }
+
+/// If it fails, a process does not have the host's devices that it was given, or more of them.
+#[test]
+fn a_process_has_devices_of_the_hosts() {
+    let engine = Engine::for_processes("process-devices");
+    let disk = engine.path("disk.img");
+    host(&format!(
+        "truncate -s 1M {disk}; echo content | dd of={disk} conv=notrunc"
+    ));
+    let node = host(&format!("losetup -f --show {disk}"));
+    let node = node.trim();
+    for runtime in RUNTIMES {
+        let run = format!("run --rm --isolation=process --runtime {runtime} --network none");
+        let line = format!("{run} --device {node}:/dev/data:rw --device /dev/kmsg:r busybox");
+        let said = engine.script(
+            &line,
+            "head -n 1 /dev/data; echo changed >/dev/data; ls -l /dev/kmsg | cut -c1
+             echo x 2>/dev/null >/dev/kmsg || echo refused
+             mknod /tmp/mem c 1 1; head -c 1 /tmp/mem 2>/dev/null || echo refused",
+        );
+        assert_eq!(said, "content\nc\nrefused\nrefused", "{runtime}");
+        assert!(host(&format!("head -c 7 {disk}")).starts_with("changed"));
+        host(&format!("echo content | dd of={node} conv=fsync"));
+        for bad in ["/dev/nothing", "/etc/passwd"] {
+            let end = engine.run(&format!("{run} --device {bad} busybox true"));
+            assert!(code(&end) == 125 && errors(&end).contains(bad), "{end:?}");
+        }
+    }
+    host(&format!("losetup -d {node}"));
+}

@@ -1,4 +1,4 @@
-//! Devices: what of the host's a VM can have, and what its own kernel has.
+//! Devices of the host's; and what of them a VM can have, and what its own kernel has.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,23 @@ use super::as_text;
 /// A device in a container: `SOURCE[:TARGET[:PERMISSIONS]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// A block device of the host's, or one of [`OF_THE_GUEST`].
+    /// A device of the host's; for a VM a block device, or one of [`OF_THE_GUEST`].
     pub source: PathBuf,
     /// Where it is in the container.
     pub target: String,
-    /// A disk that is not written to.
-    pub read_only: bool,
+    /// Some of `r`, `w` and `m`: it may be read, written, made.
+    pub access: String,
 }
 
 /// What the guest's kernel has, of its own: nothing of the host's is behind these.
 pub const OF_THE_GUEST: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
 impl Device {
+    /// Whether it is not written to.
+    pub fn is_read_only(&self) -> bool {
+        !self.access.contains('w')
+    }
+
     /// Whether the guest's kernel has it by itself.
     pub fn is_of_the_guest(&self) -> bool {
         OF_THE_GUEST
@@ -49,22 +54,18 @@ impl FromStr for Device {
         if !source.starts_with('/') || !target.starts_with('/') || !known {
             return Err(bad());
         }
-        let device = Self {
+        Ok(Self {
             source: source.into(),
             target: target.to_owned(),
-            read_only: !permissions.contains('w'),
-        };
-        if device.read_only && device.is_of_the_guest() {
-            return Err(format!("{source} cannot be read-only"));
-        }
-        Ok(device)
+            access: permissions.to_owned(),
+        })
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let permissions = if self.read_only { "r" } else { "rwm" };
-        write!(f, "{}:{}:{permissions}", self.source.display(), self.target)
+        let source = self.source.display();
+        write!(f, "{source}:{}:{}", self.target, self.access)
     }
 }
 
@@ -77,26 +78,19 @@ mod tests {
     /// If it fails, a container gets another device than was said, or writes where it must not.
     #[test]
     fn devices_are_read() {
-        for (text, source, target, read_only) in [
-            ("/dev/sdb", "/dev/sdb", "/dev/sdb", false),
-            ("/dev/sdb:r", "/dev/sdb", "/dev/sdb", true),
-            ("/dev/sdb:/dev/data", "/dev/sdb", "/dev/data", false),
-            ("/dev/sdb:/dev/data:r", "/dev/sdb", "/dev/data", true),
+        for (text, source, target, access) in [
+            ("/dev/sdb", "/dev/sdb", "/dev/sdb", "rwm"),
+            ("/dev/sdb:r", "/dev/sdb", "/dev/sdb", "r"),
+            ("/dev/sdb:/dev/data", "/dev/sdb", "/dev/data", "rwm"),
+            ("/dev/sdb:/dev/data:r", "/dev/sdb", "/dev/data", "r"),
         ] {
             let device: Device = text.parse().unwrap();
             let found = (device.source.to_str().unwrap(), device.target.as_str());
-            assert_eq!((found, device.read_only), ((source, target), read_only));
+            assert_eq!((found, &device.access[..]), ((source, target), access));
+            assert_eq!(device.is_read_only(), access == "r");
             assert_eq!(device.to_string().parse(), Ok(device));
         }
-        for text in [
-            "",
-            "sdb",
-            "/dev/sdb:",
-            "/dev/a:x",
-            "/a:/b:rwx",
-            "/a:/b:r:w",
-            "/dev/fuse:r",
-        ] {
+        for text in ["", "sdb", "/dev/sdb:", "/dev/a:x", "/a:/b:rwx", "/a:/b:r:w"] {
             assert!(text.parse::<Device>().is_err(), "{text}");
         }
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Spec;
 
 use super::process::{ProcessError, io};
-use crate::options::Runtime;
+use crate::options::{Device, Runtime};
 use crate::root::RootDir;
 use crate::{spec, state};
 
@@ -46,6 +46,8 @@ pub struct Bundle {
     pub interactive: bool,
     /// It has a terminal.
     pub tty: bool,
+    /// Devices of the host's that it has.
+    pub devices: Vec<Device>,
     /// A program of the host's that its program runs below.
     pub init: Option<PathBuf>,
 }
@@ -76,6 +78,7 @@ impl Bundle {
         if let Some(process) = spec.process_mut() {
             spec::resolve_user(process, root)?;
         }
+        spec::add_devices(&mut spec, &self.devices)?;
         if let Some(init) = &self.init {
             spec::put_below(&mut spec, init);
         }

@@ -23,7 +23,7 @@ use super::rootfs;
 use super::session::{End, Streams};
 use crate::options::Runtime;
 use crate::root::RootDir;
-use crate::spec;
+use crate::spec::{self, SpecError};
 use crate::state::{self, StateError};
 
 /// Why a container does not run on the host's kernel.
@@ -53,6 +53,9 @@ pub enum ProcessError {
     /// The image does not know the user.
     #[error(transparent)]
     User(#[from] Unknown),
+    /// A device that is there no more.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The bundle's configuration.
     #[error(transparent)]
     State(#[from] StateError),

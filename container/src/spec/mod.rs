@@ -2,7 +2,10 @@
 //! specification (config.json), as Docker would make it.
 
 mod caps;
+mod devices;
 mod seccomp;
+
+pub use devices::add as add_devices;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -49,6 +52,15 @@ pub enum SpecError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A device that is none.
+    #[error("cannot give {path} to the container")]
+    Device {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
         #[source]
         source: std::io::Error,
     },
