@@ -1,13 +1,13 @@
 //! A container's cgroup (v2): limits, figures, freezing, and the end of all that is in it.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cofferdam_agent_protocol::api::{BlockIo, StatsResponse};
+use cofferdam_agent_protocol::api::StatsResponse;
+use cofferdam_agent_protocol::cgroup as figures;
 
 use crate::channel::Task;
 use crate::error::{Context, Error, Result};
@@ -113,33 +113,12 @@ impl Cgroup {
 
     /// All processes in it and below.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        let mut all = Vec::new();
-        for path in self.tree()? {
-            let text = match fs::read_to_string(path.join("cgroup.procs")) {
-                // Of a kind that has threads only.
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
-                result => result.context(|| "read the container's processes".into())?,
-            };
-            all.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
-        }
-        Ok(all)
+        figures::pids(&self.path).context(|| "read the container's processes".into())
     }
 
-    /// Its directory and all below, those below first.
-    fn tree(&self) -> Result<Vec<PathBuf>> {
-        let mut all = Vec::new();
-        let mut rest = vec![self.path.clone()];
-        while let Some(path) = rest.pop() {
-            for entry in fs::read_dir(&path).context(|| format!("list {}", path.display()))? {
-                let entry = entry.context(|| format!("list {}", path.display()))?;
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    rest.push(entry.path());
-                }
-            }
-            all.push(path);
-        }
-        all.reverse();
-        Ok(all)
+    /// What it uses.
+    pub fn stats(&self) -> StatsResponse {
+        figures::stats(&self.path)
     }
 
     /// Kills all that is in it.
@@ -152,7 +131,7 @@ impl Cgroup {
         let wanted = u64::from(frozen);
         self.write("cgroup.freeze", &wanted.to_string())?;
         let until = Instant::now() + PATIENCE;
-        while keys(&self.read("cgroup.events")).get("frozen") != Some(&wanted) {
+        while figures::keys(&self.read("cgroup.events")).get("frozen") != Some(&wanted) {
             if Instant::now() > until {
                 let what = if frozen { "freeze" } else { "thaw" };
                 return Err(Error::invalid(
@@ -169,7 +148,9 @@ impl Cgroup {
     pub fn delete(&self) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let Ok(tree) = self.tree() else { return Ok(()) };
+            let Ok(tree) = figures::tree(&self.path) else {
+                return Ok(());
+            };
             let result = tree.iter().try_for_each(fs::remove_dir);
             match result {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -187,7 +168,7 @@ impl Cgroup {
 
     /// How many processes the kernel killed in it for want of memory.
     pub fn oom_kills(&self) -> u64 {
-        keys(&self.read("memory.events"))
+        figures::keys(&self.read("memory.events"))
             .get("oom_kill")
             .copied()
             .unwrap_or(0)
@@ -197,57 +178,6 @@ impl Cgroup {
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
-
-    /// A number; 0 for `max` and for nothing.
-    fn number(&self, file: &str) -> u64 {
-        self.read(file).trim().parse().unwrap_or(0)
-    }
-
-    /// What it uses.
-    pub fn stats(&self) -> StatsResponse {
-        let mut stats = StatsResponse::new();
-        stats.memory = self.number("memory.current");
-        stats.memory_peak = self.number("memory.peak");
-        stats.memory_limit = self.number("memory.max");
-        stats.swap = self.number("memory.swap.current");
-        stats.swap_limit = self.number("memory.swap.max");
-        stats.memory_stat = keys(&self.read("memory.stat"));
-        stats.memory_events = keys(&self.read("memory.events"));
-        stats.cpu_stat = keys(&self.read("cpu.stat"));
-        stats.pids = self.number("pids.current");
-        stats.pids_limit = self.number("pids.max");
-        stats.io = self.read("io.stat").lines().filter_map(block_io).collect();
-        stats
-    }
-}
-
-/// The lines `KEY NUMBER` of a file.
-fn keys(text: &str) -> HashMap<String, u64> {
-    let pair = |line: &str| {
-        let (key, value) = line.split_once(' ')?;
-        Some((key.to_owned(), value.trim().parse().ok()?))
-    };
-    text.lines().filter_map(pair).collect()
-}
-
-/// A line of io.stat.
-fn block_io(line: &str) -> Option<BlockIo> {
-    let (device, rest) = line.split_once(' ')?;
-    let (major, minor) = device.split_once(':')?;
-    let value = |key: &str| {
-        let found = rest
-            .split(' ')
-            .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-        found.and_then(|value| value.parse().ok()).unwrap_or(0)
-    };
-    let mut io = BlockIo::new();
-    io.major = major.parse().ok()?;
-    io.minor = minor.parse().ok()?;
-    io.read_bytes = value("rbytes");
-    io.write_bytes = value("wbytes");
-    io.reads = value("rios");
-    io.writes = value("wios");
-    Some(io)
 }
 
 /// Files and what is written to them, in an order that the kernel takes.
@@ -433,17 +363,5 @@ mod tests {
         for bad in ["..", "self/../..", "cpu:self", "nothing"] {
             assert!(cgroup.below(bad).is_err(), "{bad}");
         }
-    }
-
-    /// If it fails, `stats` shows nothing of disks.
-    #[test]
-    fn figures_of_disks_are_read() {
-        let io = block_io("254:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0").unwrap();
-        assert_eq!(
-            (io.major, io.minor, io.read_bytes, io.write_bytes),
-            (254, 16, 1, 2)
-        );
-        assert_eq!((io.reads, io.writes), (3, 4));
-        assert!(block_io("garbage").is_none());
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use cofferdam_agent_protocol::ETC;
-use cofferdam_agent_protocol::api::{Interface, InterfaceIo, NetworkRequest, Route};
+use cofferdam_agent_protocol::api::{Interface, NetworkRequest, Route};
 use nix::net::if_::if_nametoindex;
 use nix::unistd::sethostname;
 
@@ -182,48 +182,6 @@ fn add_route(netlink: &mut Netlink, route: &Route) -> Result<()> {
         .context(|| format!("add the {}", what()))
 }
 
-/// The figures of all interfaces but the loopback one.
-pub fn stats() -> Vec<InterfaceIo> {
-    let text = fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    text.lines()
-        .filter_map(stats_of)
-        .filter(|one| one.name != "lo")
-        .collect()
-}
-
-/// A line of /proc/net/dev.
-fn stats_of(line: &str) -> Option<InterfaceIo> {
-    let (name, rest) = line.split_once(':')?;
-    let numbers: Vec<u64> = rest
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    let [
-        rx,
-        packets,
-        errors,
-        dropped,
-        _,
-        _,
-        _,
-        _,
-        tx,
-        tx_packets,
-        tx_errors,
-        tx_dropped,
-        ..,
-    ] = *numbers
-    else {
-        return None;
-    };
-    let mut all = InterfaceIo::new();
-    all.name = name.trim().to_owned();
-    (all.rx_bytes, all.rx_packets, all.rx_errors, all.rx_dropped) = (rx, packets, errors, dropped);
-    (all.tx_bytes, all.tx_packets, all.tx_errors) = (tx, tx_packets, tx_errors);
-    all.tx_dropped = tx_dropped;
-    Some(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,18 +219,5 @@ mod tests {
         for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "x:0:0:0:0:0"] {
             assert!(mac(bad).is_err(), "{bad}");
         }
-    }
-
-    /// If it fails, `stats` shows wrong figures of the network.
-    #[test]
-    fn figures_are_read() {
-        let line = "  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0";
-        let all = stats_of(line).unwrap();
-        assert_eq!(
-            (all.rx_bytes, all.rx_dropped, all.tx_bytes, all.tx_dropped),
-            (1, 4, 5, 8)
-        );
-        assert_eq!(all.name, "eth0");
-        assert!(stats_of(" face |bytes    packets").is_none());
     }
 }

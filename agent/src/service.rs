@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cofferdam_agent_protocol::VERSION;
 use cofferdam_agent_protocol::api::*;
+use cofferdam_agent_protocol::procfs;
 use cofferdam_agent_protocol::service::Agent;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
@@ -74,9 +75,9 @@ impl Service {
 
     fn stats_of(&self, id: &str) -> Result<StatsResponse> {
         let mut stats = self.containers.cgroup(id)?.stats();
-        stats.network = network::stats();
-        stats.guest_memory = processes::memory("MemTotal");
-        stats.guest_available = processes::memory("MemAvailable");
+        stats.network = procfs::network("self");
+        stats.guest_memory = procfs::memory("MemTotal");
+        stats.guest_available = procfs::memory("MemAvailable");
         Ok(stats)
     }
 

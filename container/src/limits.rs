@@ -105,6 +105,16 @@ impl Drop for HostCgroup {
     }
 }
 
+/// The cgroup of a container on the host's kernel, as its runtime takes it.
+pub fn path_for_runtime(id: &str) -> PathBuf {
+    Path::new("/").join(OURS).join(id)
+}
+
+/// Where that is on the host.
+pub fn of_process(id: &str) -> PathBuf {
+    Path::new(ROOT).join(OURS).join(id)
+}
+
 /// Kills what is in a cgroup of ours, and removes it.
 pub fn remove(path: &Path) {
     // Read from a file: it is nobody else's.

@@ -182,3 +182,41 @@ fn a_process_has_devices_of_the_hosts() {
     }
     host(&format!("losetup -d {node}"));
 }
+
+/// If it fails, nobody sees what a process uses, or what runs in it.
+#[test]
+fn a_process_is_measured() {
+    let engine = Engine::for_processes("process-stats");
+    for runtime in RUNTIMES {
+        let run = format!("run -d --isolation=process --runtime {runtime} --network none");
+        engine.script(
+            &format!("{run} --name one -m 64m busybox"),
+            "sleep 1111 & exec sleep 2222",
+        );
+        wait_until("both", || {
+            engine.text("top one").matches("sleep ").count() == 2
+        });
+        let top = engine.text("top one");
+        assert!(
+            top.starts_with("UID") && top.contains("S   00:00:00   sleep 1111"),
+            "{top}"
+        );
+        let stats = engine.text("stats --no-stream --format json one");
+        for expected in [
+            "\"Name\":\"one\"",
+            "/ 64MiB\"",
+            "\"PIDs\":\"2\"",
+            "\"NetIO\":\"0B / 0B\"",
+        ] {
+            assert!(stats.contains(expected), "{expected} is not in {stats}");
+        }
+        assert!(engine.text("stats --no-stream").contains("one"));
+        engine.text("stop -t 0 one");
+        let end = engine.run("top one");
+        assert!(
+            code(&end) != 0 && errors(&end).contains("not running"),
+            "{end:?}"
+        );
+        engine.text("rm one");
+    }
+}

@@ -2,7 +2,9 @@
 //! ([`api`], [`service`]) on one vsock port, byte streams on another ([`stream`]). And what both find
 //! out in the same way, each on its own kernel.
 
+pub mod cgroup;
 pub mod client;
+pub mod procfs;
 pub mod stream;
 pub mod users;
 

@@ -21,6 +21,7 @@ use oci_spec::runtime::Process as Program;
 use super::bundle::Bundle;
 use super::rootfs;
 use super::session::{End, Streams};
+use crate::limits;
 use crate::options::Runtime;
 use crate::root::RootDir;
 use crate::spec::{self, SpecError};
@@ -96,6 +97,7 @@ pub struct Process {
     /// Where it has its sockets.
     run: PathBuf,
     pid: Pid,
+    cgroup: PathBuf,
     terminal: Option<File>,
 }
 
@@ -215,6 +217,7 @@ impl Process {
         };
         let process = Self {
             runtime: bundle.runtime,
+            cgroup: limits::of_process(&bundle.id),
             id: bundle.id,
             run: bundle.run,
             pid,
@@ -225,6 +228,10 @@ impl Process {
 
     pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw_pid().unsigned_abs()
+    }
+
+    pub(super) fn cgroup(&self) -> &Path {
+        &self.cgroup
     }
 
     fn ask(&self, action: &'static str) -> Result<(), ProcessError> {

@@ -189,11 +189,11 @@ impl Session {
         }
     }
 
-    /// The cgroup of the host's that limits it, of one in a VM.
+    /// The cgroup of the host's that limits it.
     pub fn cgroup(&self) -> Option<&Path> {
         match self {
             Self::Vm(vm) => Some(vm.cgroup.as_ref()?.path()),
-            Self::Process(_) => None,
+            Self::Process(process) => Some(process.cgroup()),
         }
     }
 

@@ -18,6 +18,7 @@ use oci_spec::runtime::{
 
 use cofferdam_agent_protocol::users::{self, Unknown};
 
+use crate::limits;
 use crate::options::{Bytes, Options, OptionsError, Tmpfs, pairs};
 use crate::root::RootDir;
 
@@ -395,7 +396,7 @@ fn linux(id: &str, options: &Options) -> Result<Linux, SpecError> {
         namespace
     };
     linux.set_namespaces(Some(namespaces.map(namespace).to_vec()));
-    linux.set_cgroups_path(Some(format!("/cofferdam/{id}").into()));
+    linux.set_cgroups_path(Some(limits::path_for_runtime(id)));
     linux.set_resources(Some(resources(options)));
     if options.privileged {
         linux.set_masked_paths(None);

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use cofferdam_agent_protocol::{Client, ClientError};
@@ -242,17 +242,20 @@ pub(super) fn agent(container: &Container) -> Result<Client, ControlError> {
     }
 }
 
+/// The process of a container that runs on the host's kernel, and its cgroup.
+pub(super) fn on_the_host(container: &Container) -> Result<(u32, PathBuf), ControlError> {
+    let state = container.state()?;
+    match (state.status, state.cgroup) {
+        (Status::Running | Status::Paused, Some(cgroup)) => Ok((state.pid, cgroup)),
+        _ => Err(ControlError::NotRunning(container.record.name.clone())),
+    }
+}
+
 /// The root file system of a container that runs on the host's kernel.
 pub(super) fn root(container: &Container) -> Result<RootDir, ControlError> {
-    let name = || container.record.name.clone();
-    let state = container.state()?;
-    match state.status {
-        Status::Running | Status::Paused => {
-            RootDir::of(state.pid).map_err(|source| ControlError::Root {
-                name: name(),
-                source,
-            })
-        }
-        _ => Err(ControlError::NotRunning(name())),
-    }
+    let (pid, _) = on_the_host(container)?;
+    RootDir::of(pid).map_err(|source| ControlError::Root {
+        name: container.record.name.clone(),
+        source,
+    })
 }

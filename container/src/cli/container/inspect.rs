@@ -1,16 +1,19 @@
 //! `inspect`, `port`, `top`, `stats`: what is known of containers.
 
+use std::io;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::api::StatsResponse;
+use cofferdam_agent_protocol::{cgroup, procfs};
 use serde_json::{Value, json};
 
-use super::control::{agent, failed};
+use super::control::{agent, failed, on_the_host};
 use super::{Failed, Outcome, print};
 use crate::cli::format::{Template, table};
 use crate::create;
-use crate::options::{Bytes, Port};
+use crate::options::{Bytes, Isolation, Port};
 use crate::shim::container as of;
 use crate::state::{Container, Containers, State, Status};
 
@@ -63,6 +66,8 @@ pub(in crate::cli) struct StatsArgs {
 enum InspectError {
     #[error("container {name} does not publish port {port}")]
     Port { name: String, port: Port },
+    #[error("cannot read the cgroup {0}")]
+    Cgroup(PathBuf, #[source] io::Error),
 }
 
 /// What it runs, with its arguments.
@@ -269,14 +274,23 @@ pub(super) fn port(args: &PortArgs) -> Outcome {
 
 pub(super) fn top(args: &TopArgs) -> Outcome {
     let container = Containers::open()?.find(&args.name)?;
-    let agent = agent(&container).map_err(failed)?;
-    let list = agent.pids(of(&container.record.id))?;
+    let processes = match container.record.options.isolation {
+        Isolation::Vm => {
+            let agent = agent(&container).map_err(failed)?;
+            agent.pids(of(&container.record.id))?.processes
+        }
+        Isolation::Process => {
+            let (_, cgroup) = on_the_host(&container).map_err(failed)?;
+            let pids = cgroup::pids(&cgroup).map_err(|e| InspectError::Cgroup(cgroup, e))?;
+            pids.into_iter().filter_map(procfs::process).collect()
+        }
+    };
     let mut lines = vec![
         ["UID", "PID", "PPID", "S", "TIME", "CMD"]
             .map(str::to_owned)
             .to_vec(),
     ];
-    for process in list.processes {
+    for process in processes {
         let seconds = process.cpu_us / 1_000_000;
         lines.push(vec![
             process.uid.to_string(),
@@ -343,8 +357,15 @@ fn running(containers: &Containers) -> Result<Vec<Container>, Failed> {
 }
 
 fn read(container: &Container) -> Result<StatsResponse, Failed> {
-    let agent = agent(container).map_err(failed)?;
-    Ok(agent.stats(of(&container.record.id))?)
+    if container.record.options.isolation == Isolation::Vm {
+        let agent = agent(container).map_err(failed)?;
+        return Ok(agent.stats(of(&container.record.id))?);
+    }
+    let (pid, cgroup) = on_the_host(container).map_err(failed)?;
+    let mut stats = cgroup::stats(&cgroup);
+    stats.network = procfs::network(&pid.to_string());
+    stats.guest_memory = procfs::memory("MemTotal");
+    Ok(stats)
 }
 
 fn cpu_us(stats: &StatsResponse) -> u64 {
