@@ -1,5 +1,8 @@
 //! Containers on the host's own kernel, in the hands of runc or crun.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Output;
 
 use crate::container::{Engine, code, said};
@@ -219,4 +222,76 @@ fn a_process_is_measured() {
         );
         engine.text("rm one");
     }
+}
+
+/// If it fails, files do not come out of a process or into it, or a hostile one gets at the host's.
+#[test]
+fn files_of_a_process_are_copied() {
+    let engine = Engine::for_processes("process-cp");
+    let (tree, out, secret) = (
+        engine.path("tree"),
+        engine.path("out"),
+        engine.path("secret"),
+    );
+    fs::create_dir_all(format!("{tree}/sub")).unwrap();
+    fs::create_dir(&out).unwrap();
+    fs::write(format!("{tree}/sub/file"), "x".repeat(300_000)).unwrap();
+    fs::write(&secret, "the host's").unwrap();
+    symlink("sub/file", format!("{tree}/link")).unwrap();
+    let script = format!(
+        "mkdir -p /srv {out}; echo 1 >/root/mine; ln -s /root/mine /link; ln -s {secret} /secret
+         ln -s / /srv/top; mkfifo /srv/fifo; exec sleep 1000"
+    );
+    engine.script(
+        "run -d --isolation=process --network none --name one busybox",
+        &script,
+    );
+    wait_until("the files", || {
+        code(&engine.run("exec one test -e /srv/fifo")) == 0
+    });
+
+    engine.text(&format!("cp {tree} one:/srv"));
+    engine.text(&format!("cp {tree}/sub/file one:/root/named"));
+    // Through a link that is absolute in the container.
+    engine.text(&format!("cp {secret} one:/srv/top/tmp/"));
+    engine.script(
+        "exec one",
+        "cd /srv/tree; cmp sub/file /root/named; cmp link /root/named; test -e /tmp/secret
+         test \"$(stat -c %u:%g sub/file)\" = 0:0",
+    );
+    let end = engine.run(&format!("cp one:/srv {out}"));
+    assert!(code(&end) == 0 && errors(&end).is_empty(), "{end:?}");
+    assert_eq!(
+        host(&format!("diff -r --no-dereference {tree} {out}/srv/tree")),
+        ""
+    );
+    let link = fs::read_link(format!("{out}/srv/top")).unwrap();
+    assert_eq!(link, Path::new("/"));
+    engine.text(&format!("cp -L one:/link {out}/mine"));
+    assert_eq!(fs::read_to_string(format!("{out}/mine")).unwrap(), "1\n");
+
+    for (line, why) in [
+        (format!("cp -L one:/secret {out}/stolen"), "/secret"),
+        (format!("cp one:/secret/ {out}/stolen"), "/secret"),
+        (format!("cp one:/proc/1/root/etc {out}/stolen"), "/proc"),
+        (
+            format!("cp {tree} one:{out}/../../../../nothing/here"),
+            "nothing",
+        ),
+        ("cp /etc one:/root/mine".into(), "no directory"),
+    ] {
+        let end = engine.run(&line);
+        assert!(
+            code(&end) != 0 && errors(&end).contains(why),
+            "{line}: {end:?}"
+        );
+        assert!(!Path::new(&format!("{out}/stolen")).exists(), "{line}");
+    }
+    engine.text("stop -t 0 one");
+    let end = engine.run(&format!("cp one:/root/mine {out}"));
+    assert!(
+        code(&end) != 0 && errors(&end).contains("not running"),
+        "{end:?}"
+    );
+    engine.text("rm one");
 }

@@ -1,5 +1,5 @@
-//! An archive from a container to files of the host. Whoever wrote it is the attacker: nothing is
-//! written outside of the directory that it is for, not through links in it either, no set-id bit
+//! An archive from a container to files of the host, or from the host to a container on its kernel.
+//! Whoever wrote the archive, or has the files, is the attacker: nothing is written outside of the directory that it is for, not through links in it either, no set-id bit
 //! arrives unless it was asked for, and no device.
 
 use std::ffi::OsStr;
@@ -66,9 +66,7 @@ fn walk(top: &OwnedFd, steps: &[&OsStr]) -> io::Result<OwnedFd> {
 
 /// Writes all of an archive to a directory, which is there. Sockets, devices and FIFOs are left out;
 /// gives how many.
-pub fn directory(archive: impl Read, target: &Path, owner: Owner) -> io::Result<u64> {
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::open(target, flags, Mode::empty())?;
+pub fn directory(archive: impl Read, top: &OwnedFd, owner: Owner) -> io::Result<u64> {
     let mut archive = Archive::new(archive);
     let (mut left_out, mut count) = (0, 0);
     // Last of all: one that may not be written to is still to be filled.
@@ -83,10 +81,10 @@ pub fn directory(archive: impl Read, target: &Path, owner: Owner) -> io::Result<
             // The directory itself, which is the host's.
             continue;
         };
-        let parent = walk(&top, parents).map_err(|e| within(&entry, e))?;
+        let parent = walk(top, parents).map_err(|e| within(&entry, e))?;
         let done = match entry.kind {
             Kind::Directory => walk(&parent, &[*name]).map(|_| true),
-            Kind::HardLink => link(&top, &entry, &parent, name).map(|()| true),
+            Kind::HardLink => link(top, &entry, &parent, name).map(|()| true),
             _ => one(&mut archive, &entry, &parent, name, owner),
         };
         match done.map_err(|e| within(&entry, e))? {
@@ -96,7 +94,7 @@ pub fn directory(archive: impl Read, target: &Path, owner: Owner) -> io::Result<
         }
     }
     for entry in directories.iter().rev() {
-        let opened = walk(&top, &steps(entry, &entry.path)?)?;
+        let opened = walk(top, &steps(entry, &entry.path)?)?;
         attributes(entry, &opened, owner).map_err(|e| within(entry, e))?;
     }
     // The end of the call that sends it.
@@ -215,7 +213,7 @@ mod tests {
     use tar::{Builder, EntryType, Header};
 
     use super::*;
-    use crate::copy::{From, pack};
+    use crate::copy::{From, open, pack};
 
     struct Dir(PathBuf);
 
@@ -281,7 +279,8 @@ mod tests {
         ] {
             let _ = fs::remove_dir_all(&inside);
             fs::create_dir_all(&inside).unwrap();
-            let done = directory(&archive(entries)[..], &inside, Owner::Us);
+            let top = File::open(&inside).unwrap().into();
+            let done = directory(&archive(entries)[..], &top, Owner::Us);
             assert!(done.is_err(), "{entries:?}");
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{entries:?}");
         }
@@ -296,14 +295,15 @@ mod tests {
             ("b/d", EntryType::Link, "/b/c"),
             ("tty", EntryType::Char, ""),
         ];
-        let left_out = directory(&archive(&entries)[..], &inside, Owner::Us).unwrap();
+        let top = File::open(&inside).unwrap().into();
+        let left_out = directory(&archive(&entries)[..], &top, Owner::Us).unwrap();
         assert_eq!(left_out, 1);
         assert_eq!(fs::read_to_string(inside.join("a")).unwrap(), "own");
         assert_eq!(fs::read_to_string(inside.join("b/d")).unwrap(), "deep");
         let mode = fs::metadata(inside.join("a")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o755);
         let half = archive(&entries);
-        assert!(directory(&half[..3 * 512 + 1], &inside, Owner::Us).is_err());
+        assert!(directory(&half[..3 * 512 + 1], &top, Owner::Us).is_err());
         // One file is asked for, one file comes.
         let target = inside.join("one");
         let two = archive(&[("x", file, "1"), ("y", file, "2")]);
@@ -324,22 +324,15 @@ mod tests {
         let closed = fs::Permissions::from_mode(0o500);
         fs::set_permissions(from.join("sub"), closed).unwrap();
         std::os::unix::fs::symlink("sub/file", from.join("link")).unwrap();
-        let what = |name: &'static str, follow| From {
-            path: match name {
-                "one" => Path::new("link"),
-                _ => Path::new(""),
-            },
+        let what = |path: &Path, name: &'static str, follow| From {
+            file: open(path, follow).unwrap(),
             name: Path::new(name),
-            follow,
             owners: false,
         };
         let mut bytes = Vec::new();
-        let all = From {
-            path: &from,
-            ..what("named", false)
-        };
-        assert_eq!(pack(all, &mut bytes).unwrap(), 0);
-        assert_eq!(directory(&bytes[..], &to, Owner::Us).unwrap(), 0);
+        assert_eq!(pack(what(&from, "named", false), &mut bytes).unwrap(), 0);
+        let top = File::open(&to).unwrap().into();
+        assert_eq!(directory(&bytes[..], &top, Owner::Us).unwrap(), 0);
         let named = to.join("named");
         assert_eq!(fs::read_to_string(named.join("link")).unwrap(), "content");
         assert!(named.join("sub/empty").is_dir());
@@ -347,12 +340,7 @@ mod tests {
         assert_eq!(mode.mode() & 0o777, 0o500);
         for (follow, is_link) in [(false, true), (true, false)] {
             let mut bytes = Vec::new();
-            let link = from.join("link");
-            let one = From {
-                path: &link,
-                ..what("one", follow)
-            };
-            pack(one, &mut bytes).unwrap();
+            pack(what(&from.join("link"), "one", follow), &mut bytes).unwrap();
             let target = to.join("one");
             super::file(&bytes[..], &target, Owner::Us).unwrap();
             assert_eq!(fs::symlink_metadata(&target).unwrap().is_symlink(), is_link);

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::PathBuf;
-use std::thread;
 
-use cofferdam_agent_protocol::{ClientError, api};
+use cofferdam_agent_protocol::api;
 use oci_spec::runtime::Spec;
 
 use super::control::{ControlError, failed, host, request};
 use super::{Failed, Outcome, print};
-use crate::copy;
+use crate::copy::Exchange;
 use crate::image::reference::Reference;
 use crate::image::{Store, archive, commit};
 use crate::options::{Isolation, Options};
@@ -68,9 +67,8 @@ fn changes<T>(
     (asked.id, asked.token) = (container.record.id.clone(), new_id());
     let token = asked.token.clone();
     let call = |agent: &cofferdam_agent_protocol::Client| agent.changes(asked);
-    let taken: Result<_, ClientError> =
-        copy::receive(&host.agent, &token, call, |mut layer| take(&mut layer));
-    Ok(taken??)
+    let exchange = Exchange::agent(&host.agent, &token, call)?;
+    Ok(exchange.receive(|mut layer| take(&mut layer))?)
 }
 
 /// Of a container on the host's kernel, whose overlay is the host's.
@@ -79,23 +77,12 @@ fn on_the_host<T>(
     take: impl FnOnce(&mut dyn Read) -> Result<T, archive::Error>,
 ) -> Result<T, Failed> {
     let upper = container.dir.join("process/upper");
-    let (mut layer, into) = io::pipe()?;
-    thread::scope(|scope| {
-        let writer = scope.spawn(move || match upper.exists() {
-            true => commit::write_layer(&upper, into),
-            // It never ran.
-            false => tar::Builder::new(into).finish(),
-        });
-        let taken = take(&mut layer);
-        drop(layer);
-        let written = writer.join();
-        let taken = taken?;
-        match written {
-            Ok(written) => written?,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-        Ok(taken)
-    })
+    let exchange = Exchange::here("read what it wrote", move |layer| match upper.exists() {
+        true => commit::write_layer(&upper, layer),
+        // It never ran.
+        false => tar::Builder::new(layer).finish(),
+    })?;
+    Ok(exchange.receive(|mut layer| take(&mut layer))?)
 }
 
 /// A container that stands still until this is dropped.

@@ -1,21 +1,21 @@
 //! `cp`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use cofferdam_agent_protocol::{Client, ClientError, api};
-
 use super::Outcome;
-use super::control::{failed, host};
-use crate::copy::{self, CopyError, From, Owner};
-use crate::state::{Containers, new_id};
+use super::control::{failed, host, root};
+use crate::copy::{self, CopyError, Files, From, Owner};
+use crate::options::Isolation;
+use crate::state::Containers;
 
 const RULES: &str = "\
 A directory is copied into a directory that is there, and becomes one that is not; `SOURCE/.` copies
 what is in it. A container's paths begin at its root. `-` is a tar on standard input or output.
 
-A container that does not run is set up in a VM for it, and not started.";
+A container that does not run is set up in a VM for it, and not started; with --isolation=process it
+has to run.";
 
 /// Copy files between a container and the host
 #[derive(Debug, clap::Args)]
@@ -55,8 +55,6 @@ enum CpError {
     To(String, #[source] io::Error),
     #[error(transparent)]
     Copy(#[from] CopyError),
-    #[error(transparent)]
-    Agent(#[from] ClientError),
 }
 
 /// One of the two.
@@ -145,12 +143,15 @@ pub(super) fn cp(args: &Args) -> Outcome {
     if places.1 == Place::Stream && io::stdout().is_terminal() {
         return Err(CpError::Terminal.into());
     }
-    let host = host(&container).map_err(failed)?;
-    let copy = Copy {
-        args,
-        agent: &host.agent,
-        id: &container.record.id,
+    let host = match container.record.options.isolation {
+        Isolation::Vm => Some(host(&container).map_err(failed)?),
+        Isolation::Process => None,
     };
+    let files = match &host {
+        Some(host) => Files::Vm(&host.agent, &container.record.id),
+        None => Files::Host(root(&container).map_err(failed)?),
+    };
+    let copy = Copy { args, files };
     match &places {
         (Place::Container(_, from), Place::Stream) => copy.get_stream(from)?,
         (Place::Container(_, from), Place::Host(to)) => copy.get_host(from, to)?,
@@ -163,29 +164,17 @@ pub(super) fn cp(args: &Args) -> Outcome {
 
 struct Copy<'a> {
     args: &'a Args,
-    agent: &'a Client,
-    id: &'a str,
+    files: Files<'a>,
 }
 
 impl Copy<'_> {
-    fn stat(&self, path: &str, follow: bool) -> Result<Found, ClientError> {
-        let mut request = api::StatRequest::new();
-        (request.id, request.path) = (self.id.to_owned(), path.to_owned());
-        request.follow = follow;
-        let about = self.agent.stat(request)?;
-        Ok(match (about.exists, about.mode & libc::S_IFMT) {
-            (false, _) => Found::Nothing,
-            (true, libc::S_IFDIR) => Found::Directory,
-            (true, _) => Found::Other,
+    fn stat(&self, path: &str, follow: bool) -> Result<Found, CopyError> {
+        let mode = self.files.mode(path, follow)?;
+        Ok(match mode.map(|mode| mode & libc::S_IFMT) {
+            None => Found::Nothing,
+            Some(libc::S_IFDIR) => Found::Directory,
+            Some(_) => Found::Other,
         })
-    }
-
-    fn request(&self, path: &str, name: &str) -> api::CopyRequest {
-        let mut request = api::CopyRequest::new();
-        (request.id, request.path) = (self.id.to_owned(), path.to_owned());
-        (request.token, request.name) = (new_id(), name.to_owned());
-        request.follow = self.args.follow_link;
-        request
     }
 
     fn receive<T>(
@@ -193,20 +182,9 @@ impl Copy<'_> {
         path: &str,
         name: &str,
         take: impl FnOnce(copy::Incoming<'_>) -> T,
-    ) -> Result<T, ClientError> {
-        let request = self.request(path, name);
-        let token = request.token.clone();
-        copy::receive(self.agent, &token, |agent| agent.copy_out(request), take)
-    }
-
-    fn send(
-        &self,
-        path: &str,
-        fill: impl FnOnce(&mut std::os::unix::net::UnixStream) -> io::Result<()>,
-    ) -> Result<(), CopyError> {
-        let request = self.request(path, "");
-        let token = request.token.clone();
-        copy::send(self.agent, &token, |agent| agent.copy_in(request), fill)
+    ) -> Result<T, CopyError> {
+        let exchange = self.files.copy_out(path, name, self.args.follow_link)?;
+        Ok(exchange.receive(take))
     }
 
     fn get_stream(&self, from: &str) -> Result<(), CpError> {
@@ -247,7 +225,7 @@ impl Copy<'_> {
         // A directory's name is not the container's to choose: what it has goes into the target.
         let name = if is_directory { "." } else { "file" };
         let done = self.receive(from, name, |archive| match is_directory {
-            true => copy::extract_directory(archive, &target, owner),
+            true => copy::extract_directory(archive, &File::open(&target)?.into(), owner),
             false => copy::extract_file(archive, &target, owner).map(|()| 0),
         })?;
         left_out(done.map_err(failed)?);
@@ -257,7 +235,8 @@ impl Copy<'_> {
     fn put_stream(&self, to: &str) -> Result<(), CpError> {
         self.must_be_directory(to)?;
         let mut stdin = io::stdin();
-        Ok(self.send(to, |archive| copy::pass(&mut stdin, archive))?)
+        let exchange = self.files.copy_in(to)?;
+        Ok(exchange.send(|archive| copy::pass(&mut stdin, archive))?)
     }
 
     fn must_be_directory(&self, path: &str) -> Result<(), CpError> {
@@ -293,13 +272,12 @@ impl Copy<'_> {
         let dir = goal.dir.to_string_lossy().into_owned();
         self.must_be_directory(&dir)?;
         let what = From {
-            path,
+            file: copy::open(path, follow).map_err(failed)?,
             name: goal.name.as_deref().unwrap_or(Path::new(".")),
-            follow,
             owners: self.args.archive,
         };
         let mut missing = 0;
-        self.send(&dir, |archive| {
+        self.files.copy_in(&dir)?.send(|archive| {
             missing = copy::pack(what, archive)?;
             Ok(())
         })?;
