@@ -97,10 +97,10 @@ pub fn copy_out(containers: &Containers, request: &CopyRequest) -> Result<()> {
 
 /// Sends what a container changed as a layer.
 pub fn changes(containers: &Containers, request: &ChangesRequest) -> Result<()> {
-    let upper = containers.upper(&request.id)?;
+    let (upper, points) = containers.changes(&request.id)?;
     let connection = connection(containers, &request.token)?;
     let written = match upper {
-        Some(upper) => cofferdam_changes::write_layer(&upper, connection),
+        Some(upper) => cofferdam_changes::write_layer(&upper, &points, connection),
         // Nothing could be written, so nothing was changed.
         None => Builder::new(connection).finish(),
     };

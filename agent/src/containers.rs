@@ -65,6 +65,8 @@ struct Container {
     has_pid_namespace: bool,
     namespaces: Vec<String>,
     seccomp: Option<Seccomp>,
+    /// Where something is mounted in it.
+    points: Vec<PathBuf>,
     /// Dropped last: undoes the mounts.
     mounts: Mounts,
 }
@@ -330,6 +332,11 @@ impl Containers {
             has_pid_namespace: namespaces.iter().any(|kind| kind == "pid"),
             namespaces,
             seccomp: spec.linux.seccomp,
+            points: spec
+                .mounts
+                .into_iter()
+                .map(|mount| mount.destination.into())
+                .collect(),
             mounts,
         };
         state.containers.insert(id.to_owned(), container);
@@ -581,9 +588,12 @@ impl Containers {
         Ok(self.lock().container(id)?.cgroup.clone())
     }
 
-    /// Where what a container writes goes; nowhere if its root is read-only.
-    pub fn upper(&self, id: &str) -> Result<Option<PathBuf>> {
-        self.lock().container(id)?.mounts.upper()
+    /// Where what a container writes goes, nowhere if its root is read-only; and where something is
+    /// mounted in it.
+    pub fn changes(&self, id: &str) -> Result<(Option<PathBuf>, Vec<PathBuf>)> {
+        let mut state = self.lock();
+        let container = state.container(id)?;
+        Ok((container.mounts.upper()?, container.points.clone()))
     }
 
     /// Freezes or thaws a container.

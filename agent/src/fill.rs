@@ -70,7 +70,8 @@ fn copy(source: &Path, volume: &Path, owners: bool) -> io::Result<()> {
     let (reader, writer) = io::pipe()?;
     thread::scope(|scope| {
         // The link in /proc would be taken for a file.
-        let written = scope.spawn(|| cofferdam_changes::write_layer(&source.join("."), writer));
+        let written =
+            scope.spawn(|| cofferdam_changes::write_layer(&source.join("."), &[], writer));
         let mut archive = Archive::new(reader);
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(owners);

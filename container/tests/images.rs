@@ -515,7 +515,7 @@ fn buildahs_images_run_and_commits_go_to_podman() {
     let (mode, whiteout) = (Mode::RUSR, FileType::CharacterDevice);
     mknodat(CWD, upper.join("etc/one"), whiteout, mode, 0).unwrap();
     let mut layer = Vec::new();
-    image::commit::write_layer(&upper, &mut layer).unwrap();
+    image::commit::write_layer(&upper, &[], &mut layer).unwrap();
     let about = image::commit::About {
         created: "2026-01-01T00:00:00Z".to_owned(),
         ..Default::default()

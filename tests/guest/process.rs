@@ -295,3 +295,24 @@ fn files_of_a_process_are_copied() {
     );
     engine.text("rm one");
 }
+
+/// If it fails, what was mounted in a process leaves its traces in what that changed, and in images.
+#[test]
+fn changes_of_a_process_are_its_own() {
+    let engine = Engine::for_processes("process-diff");
+    for runtime in RUNTIMES {
+        let run = format!("run --isolation=process --runtime {runtime} --network none");
+        engine.text(&format!("{run} --name one -v data:/data busybox true"));
+        assert_eq!(engine.text("diff one"), "", "{runtime}");
+        engine.text("rm one");
+        let script = "echo x >/etc/own; mkdir /own";
+        engine.script(&format!("{run} --name one -v data:/data busybox"), script);
+        assert_eq!(engine.text("diff one"), "C /etc\nA /etc/own\nA /own");
+        engine.text("commit one made");
+        engine.text("rm one");
+        engine.script(
+            &format!("{run} --rm made"),
+            "test -d /own -a -f /etc/own -a ! -e /data",
+        );
+    }
+}

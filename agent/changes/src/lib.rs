@@ -21,7 +21,9 @@ pub const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Writes the upper directory of an overlay as a layer: deleted files and replaced directories become
 /// OCI's whiteouts. The same directory makes the same bytes.
-pub fn write_layer(upper: &Path, out: impl Write) -> io::Result<()> {
+///
+/// `points` are where something was mounted: what is empty there was made for that, and is no change.
+pub fn write_layer(upper: &Path, points: &[PathBuf], out: impl Write) -> io::Result<()> {
     let mut layer = Layer {
         tar: Builder::new(out),
         links: HashMap::new(),
@@ -30,6 +32,12 @@ pub fn write_layer(upper: &Path, out: impl Write) -> io::Result<()> {
     while let Some(path) = pending.pop() {
         let whole = upper.join(&path);
         let metadata = fs::symlink_metadata(&whole)?;
+        let is_point = points
+            .iter()
+            .any(|point| *point == Path::new("/").join(&path));
+        if is_point && is_empty(&whole, &metadata)? {
+            continue;
+        }
         layer.file(&whole, &path, &metadata)?;
         if metadata.is_dir() {
             let entries: io::Result<Vec<_>> = fs::read_dir(&whole)?.collect();
@@ -42,6 +50,13 @@ pub fn write_layer(upper: &Path, out: impl Write) -> io::Result<()> {
         }
     }
     layer.tar.into_inner()?.flush()
+}
+
+fn is_empty(path: &Path, metadata: &Metadata) -> io::Result<bool> {
+    match metadata.is_dir() {
+        true => Ok(fs::read_dir(path)?.next().is_none()),
+        false => Ok(metadata.is_file() && metadata.len() == 0),
+    }
 }
 
 struct Layer<W: Write> {

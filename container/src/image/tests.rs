@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, XattrFlags};
 use serde_json::json;
@@ -77,10 +77,14 @@ fn a_containers_changes_become_a_layer() {
     let record = store.find("base").unwrap();
     let changed = scratch.path().join("upper");
     upper(&changed);
+    fs::create_dir(changed.join("place")).unwrap();
+    fs::write(changed.join("file"), b"").unwrap();
+    // Something was mounted there, over a file of the container's, too.
+    let points = ["/place", "/file", "/new"].map(PathBuf::from);
     let mut layer = Vec::new();
-    write_layer(&changed, &mut layer).unwrap();
+    write_layer(&changed, &points, &mut layer).unwrap();
     let mut again = Vec::new();
-    write_layer(&changed, &mut again).unwrap();
+    write_layer(&changed, &points, &mut again).unwrap();
     assert!(layer == again, "not reproducible");
     let about = About {
         author: Some("somebody".to_owned()),
@@ -110,6 +114,7 @@ fn a_containers_changes_become_a_layer() {
     assert_eq!(of("/etc/kept"), Some(Change::Changed));
     assert_eq!(of("/new"), Some(Change::Added));
     assert_eq!(of("/old/other"), Some(Change::Added));
+    assert_eq!((of("/place"), of("/file")), (None, None));
 
     let out = scratch.path().join("out");
     fs::create_dir(&out).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cofferdam_agent_protocol::api;
 use oci_spec::runtime::Spec;
@@ -77,8 +77,9 @@ fn on_the_host<T>(
     take: impl FnOnce(&mut dyn Read) -> Result<T, archive::Error>,
 ) -> Result<T, Failed> {
     let upper = container.dir.join("process/upper");
+    let points = mount_points(container)?;
     let exchange = Exchange::here("read what it wrote", move |layer| match upper.exists() {
-        true => commit::write_layer(&upper, layer),
+        true => commit::write_layer(&upper, &points, layer),
         // It never ran.
         false => tar::Builder::new(layer).finish(),
     })?;
@@ -111,11 +112,19 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
         commit::diff(&store, &base, layer)
     })?;
     found.sort_by(|(_, a), (_, b)| a.cmp(b));
-    let own = mount_points(&container)?;
+    let points = mount_points(&container)?;
+    let above: BTreeSet<&Path> = points.iter().flat_map(|point| point.ancestors()).collect();
+    // Changed, it seems, if only because a place was made in it for what is mounted there.
+    let is_ours = |change, path: &PathBuf| {
+        change == commit::Change::Changed && above.contains(path.as_path())
+    };
+    let others = found
+        .iter()
+        .filter(|(change, path)| !is_ours(*change, path));
+    let above_others: BTreeSet<&Path> = others.flat_map(|(_, path)| path.ancestors()).collect();
     let mut text = String::new();
-    for (change, path) in found {
-        // Made for what is mounted there, not by the container.
-        if change == commit::Change::Added && own.contains(&path) {
+    for (change, path) in &found {
+        if is_ours(*change, path) && !above_others.contains(path.as_path()) {
             continue;
         }
         let _ = writeln!(text, "{} {}", change.letter(), path.display());
@@ -124,7 +133,7 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
     Ok(0)
 }
 
-fn mount_points(container: &Container) -> Result<BTreeSet<PathBuf>, Failed> {
+fn mount_points(container: &Container) -> Result<Vec<PathBuf>, Failed> {
     let spec: Spec = state::load(&container.bundle().join("config.json"))?;
     let mounts = spec.mounts().iter().flatten();
     Ok(mounts.map(|mount| mount.destination().clone()).collect())
