@@ -10,7 +10,6 @@ mod channel;
 mod containers;
 mod device_rules;
 mod error;
-mod fill;
 mod netlink;
 mod network;
 mod power;

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::STORAGE;
 use cofferdam_agent_protocol::api::{self, Overlay, Share, Storage, Tmpfs};
+use cofferdam_changes::fill;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Context, Error, Result};
-use crate::fill::fill;
 
 /// Where the agent keeps a container's mounts.
 const CONTAINERS: &str = "/run/cofferdam/containers";
@@ -75,7 +75,9 @@ impl Mounts {
         for storage in storages {
             mounts.storage(storage)?;
             if !storage.fill_from.is_empty() {
-                fill(&target_of(storage)?, &root, &storage.fill_from)?;
+                let place = &storage.fill_from;
+                fill(&target_of(storage)?, &root, place)
+                    .context(|| format!("copy the image's {place} to its volume"))?;
             }
         }
         Ok(mounts)

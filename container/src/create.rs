@@ -264,6 +264,11 @@ fn shares(options: &Options) -> Result<Vec<Share>, CreateError> {
     Ok(shares)
 }
 
+/// Whether it gets what the image has at its place, if it is new.
+fn is_filled(share: &Share) -> bool {
+    share.volume.is_some() && !share.read_only
+}
+
 fn bind_source(path: &Path, create: bool) -> Result<PathBuf, CreateError> {
     let error = |source| CreateError::Source {
         path: path.to_owned(),
@@ -313,6 +318,39 @@ fn guest_binds(shares: &[Share], options: &Options) -> Vec<Bind> {
         .collect()
 }
 
+/// What a runtime of the host's needs to know.
+fn bundle(
+    container: &Container,
+    hosts: String,
+    resolv_conf: String,
+) -> Result<Bundle, CreateError> {
+    let Record {
+        id,
+        options,
+        layers,
+        shares,
+        ..
+    } = &container.record;
+    let filled = shares.iter().filter(|share| is_filled(share));
+    Ok(Bundle {
+        runtime: shim::find_runtime(options.runtime)?,
+        id: id.clone(),
+        dir: container.bundle(),
+        layers: layers.clone(),
+        upper: container.dir.join("process"),
+        run: container.run.clone(),
+        hosts,
+        resolv_conf,
+        interactive: options.interactive,
+        tty: options.tty,
+        volumes: filled
+            .map(|share| (share.source.clone(), share.target.clone()))
+            .collect(),
+        devices: options.device.clone(),
+        init: options.init.then(shim::find_init).transpose()?,
+    })
+}
+
 /// What it takes to run a container, and the ports that lead to it.
 pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let Record { id, options, .. } = &container.record;
@@ -328,20 +366,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let gateway = uplink.as_ref().map(|uplink| uplink.gateway);
     let resolv_conf = network::resolv_conf(options, &resolv_conf, gateway);
     if options.isolation == Isolation::Process {
-        let bundle = Bundle {
-            runtime: shim::find_runtime(options.runtime)?,
-            id: id.clone(),
-            dir: container.bundle(),
-            layers: container.record.layers.clone(),
-            upper: container.dir.join("process"),
-            run: container.run.clone(),
-            hosts,
-            resolv_conf,
-            interactive: options.interactive,
-            tty: options.tty,
-            devices: options.device.clone(),
-            init: options.init.then(shim::find_init).transpose()?,
-        };
+        let bundle = bundle(container, hosts, resolv_conf)?;
         return Ok((Plan::Process(bundle), ports));
     }
     let shares = &container.record.shares;
@@ -359,8 +384,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             .map(|share| Shared {
                 source: share.source.clone(),
                 read_only: share.read_only,
-                fill_from: (share.volume.is_some() && !share.read_only)
-                    .then(|| share.target.clone()),
+                fill_from: is_filled(share).then(|| share.target.clone()),
             })
             .collect(),
         disks: options

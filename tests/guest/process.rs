@@ -316,3 +316,20 @@ fn changes_of_a_process_are_its_own() {
         );
     }
 }
+
+/// If it fails, a process finds its new volume empty or not its own, or loses what one had.
+#[test]
+fn a_new_volume_of_a_process_gets_what_the_image_has() {
+    let engine = Engine::for_processes("process-volume");
+    let run = "run --isolation=process --network none";
+    let script = "mkdir /data; echo 1 >/data/file; chown 33:34 /data /data/file; chmod 750 /data";
+    engine.script(&format!("{run} --name made busybox"), script);
+    engine.text("commit made filled");
+    let run = format!("{run} --rm -v new:/data filled");
+    let said = engine.script(
+        &run,
+        "stat -c %u:%g:%a /data /data/file; cat /data/file; echo 2 >/data/file",
+    );
+    assert_eq!(said, "33:34:750\n33:34:644\n1");
+    assert_eq!(engine.script(&run, "cat /data/file"), "2");
+}

@@ -1,7 +1,10 @@
-//! What a container changed, the upper directory of its overlay, as a layer of an image.
+//! What a container changed, the upper directory of its overlay, as a layer of an image; and what a new
+//! volume gets of the image.
 //!
 //! Who has mounted the upper directory runs this: for a container in a VM that is its guest, since the
 //! host mounts no file system that a guest wrote.
+
+mod fill;
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsString};
@@ -12,6 +15,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
+
+pub use fill::fill;
 
 /// What hides a file of lower layers: an empty file of the same name with this in front (OCI image
 /// specification, "Whiteouts").

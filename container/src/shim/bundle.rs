@@ -4,9 +4,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use cofferdam_changes::fill;
 use oci_spec::runtime::Spec;
 
 use super::process::{ProcessError, io};
+use super::rootfs::ROOTFS;
 use crate::options::{Device, Runtime};
 use crate::root::RootDir;
 use crate::{spec, state};
@@ -15,13 +17,13 @@ use crate::{spec, state};
 pub const HOSTS: &str = "hosts";
 /// And to its /etc/resolv.conf.
 pub const RESOLV_CONF: &str = "resolv.conf";
+/// Its configuration.
+const CONFIG: &str = "config.json";
 /// Programs that reap what is left to them and pass signals on, as engines have them; all take the
 /// command behind `--`. One that needs no library of the host's comes before one that may.
 const INITS: [&str; 4] = ["docker-init", "catatonit", "tini-static", "tini"];
 /// Where engines keep theirs, if not in $PATH.
 const INIT_DIRS: [&str; 2] = ["/usr/libexec/docker", "/usr/libexec/podman"];
-/// Its configuration.
-const CONFIG: &str = "config.json";
 
 /// What a runtime needs to know.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct Bundle {
     pub interactive: bool,
     /// It has a terminal.
     pub tty: bool,
+    /// Volumes, which get what the image has at their places if they are new.
+    pub volumes: Vec<(PathBuf, String)>,
     /// Devices of the host's that it has.
     pub devices: Vec<Device>,
     /// A program of the host's that its program runs below.
@@ -73,6 +77,12 @@ impl Bundle {
         let etc = [(HOSTS, &self.hosts), (RESOLV_CONF, &self.resolv_conf)];
         for (name, text) in etc {
             fs::write(self.run.join(name), text).map_err(io("write the container's names"))?;
+        }
+        for (volume, place) in &self.volumes {
+            fill(volume, &self.run.join(ROOTFS), place).map_err(|source| ProcessError::Volume {
+                place: place.clone(),
+                source,
+            })?;
         }
         let mut spec: Spec = state::load(&self.dir.join(CONFIG))?;
         if let Some(process) = spec.process_mut() {

@@ -54,6 +54,15 @@ pub enum ProcessError {
     /// The image does not know the user.
     #[error(transparent)]
     User(#[from] Unknown),
+    /// A new volume.
+    #[error("cannot copy the image's {place} to its volume")]
+    Volume {
+        /// Where it is in the container.
+        place: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A device that is there no more.
     #[error(transparent)]
     Spec(#[from] SpecError),

@@ -7,23 +7,22 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use tar::Archive;
 
-use crate::error::{Context, Result};
+use crate::write_layer;
 
 /// Copies the directory at `place` of the file system at `root` to `volume`, if that is an empty
 /// directory: files, owner and mode. Nothing at that place is nothing to copy.
-pub fn fill(volume: &Path, root: &Path, place: &str) -> Result<()> {
-    let doing = || format!("copy the image's {place} to its volume");
-    if !is_empty(volume).context(doing)? {
+pub fn fill(volume: &Path, root: &Path, place: &str) -> io::Result<()> {
+    if !is_empty(volume)? {
         return Ok(());
     }
-    let Some((source, _open)) = find(root, place).context(doing)? else {
+    let Some((source, _open)) = find(root, place)? else {
         return Ok(());
     };
-    let copied = match copy(&source, volume, true) {
+    match copy(&source, volume, true) {
         // The host's user has no other owners to give: then all of it is that user's, as what the
         // container writes there will be.
         Err(error)
@@ -35,8 +34,7 @@ pub fn fill(volume: &Path, root: &Path, place: &str) -> Result<()> {
             clear(volume).and_then(|()| copy(&source, volume, false))
         }
         other => other,
-    };
-    copied.context(doing)
+    }
 }
 
 fn is_empty(directory: &Path) -> io::Result<bool> {
@@ -46,16 +44,16 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
 /// The directory at `place`, as a path that is good while the file is open. Links lead nowhere else.
 fn find(root: &Path, place: &str) -> io::Result<Option<(PathBuf, File)>> {
     let root = File::open(root)?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    match openat2(&root, place.trim_start_matches('/'), how) {
+    let place = place.trim_start_matches('/');
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match openat2(&root, place, flags, Mode::empty(), resolve) {
         Ok(found) => {
             let found = File::from(found);
             let path = format!("/proc/self/fd/{}", found.as_raw_fd());
             Ok(Some((path.into(), found)))
         }
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -70,8 +68,7 @@ fn copy(source: &Path, volume: &Path, owners: bool) -> io::Result<()> {
     let (reader, writer) = io::pipe()?;
     thread::scope(|scope| {
         // The link in /proc would be taken for a file.
-        let written =
-            scope.spawn(|| cofferdam_changes::write_layer(&source.join("."), &[], writer));
+        let written = scope.spawn(|| write_layer(&source.join("."), &[], writer));
         let mut archive = Archive::new(reader);
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(owners);
