@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use crate::container::{Engine, code, said};
-use crate::harness::{host, wait_until};
+use crate::harness::{PROGRAM, host, wait_until};
 
 /// Both, where they are there.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -100,6 +100,17 @@ fn users_of_a_process_are_the_images() {
             code(&end) != 0 && errors(&end).contains("no user nobody-here"),
             "{end:?}"
         );
+        let line = format!("{PROGRAM} exec -it one sh -c 'tty; exit 3'");
+        let mut typed = Command::new("script");
+        typed.args(["-qec", &line, "/dev/null"]);
+        let own = engine.command::<&str>(&[]);
+        typed.envs(
+            own.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        let end = typed.output().unwrap();
+        let text = String::from_utf8_lossy(&end.stdout);
+        assert!(code(&end) == 3 && text.contains("/dev/pts/"), "{end:?}");
         engine.text("rm -f one");
     }
 }
