@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::rootfs::Mounts;
 use crate::spawn::{Prepared, prepare};
 use crate::spec::{self, Seccomp, Spec};
-use crate::streams::{self, Waiting, names_of};
+use crate::streams::{Live, Waiting, names_of};
 
 /// How many events are remembered.
 const MAX_EVENTS: usize = 1024;
@@ -78,8 +78,8 @@ struct Process {
     token: String,
     names: Vec<Name>,
     terminal: Option<OwnedFd>,
-    /// The connection of standard input.
-    stdin: Option<File>,
+    /// What of its streams is to be ended with it.
+    live: Live,
 }
 
 #[derive(Debug)]
@@ -186,9 +186,7 @@ impl State {
                 let mut how = how;
                 how.oom = container.cgroup.oom_kills() > 0;
                 process.status = Status::Ended(how);
-                if let Some(stdin) = process.stdin.take() {
-                    streams::end(&stdin);
-                }
+                std::mem::take(&mut process.live).end();
                 found = Some((id.clone(), exec.to_owned(), how));
             }
             // Without a namespace of their own, what it has started does not end with it.
@@ -321,7 +319,7 @@ impl Containers {
                 token: request.streams.token.clone(),
                 names,
                 terminal: prepared.terminal.take(),
-                stdin: None,
+                live: Live::default(),
                 status: Status::Created(Box::new(prepared)),
             },
             execs: BTreeMap::new(),
@@ -383,18 +381,15 @@ impl Containers {
                 }
             }
         };
-        let stdin = prepared.start(connections)?;
-        self.keep_stdin(id, "", stdin);
+        let live = prepared.start(connections)?;
+        self.keep(id, "", live);
         Ok(())
     }
 
-    fn keep_stdin(&self, id: &str, exec: &str, stdin: Option<File>) {
-        let Some(stdin) = stdin else { return };
+    fn keep(&self, id: &str, exec: &str, live: Live) {
         match self.lock().process(id, exec) {
-            Ok(process) if !matches!(process.status, Status::Ended(_)) => {
-                process.stdin = Some(stdin)
-            }
-            _ => streams::end(&stdin),
+            Ok(process) if !matches!(process.status, Status::Ended(_)) => process.live = live,
+            _ => live.end(),
         }
     }
 
@@ -437,20 +432,20 @@ impl Containers {
         let mut prepared = prepare(&order, &names)?;
         let pid = prepared.pid;
         let terminal = prepared.terminal.take();
-        let stdin = prepared.start(connections)?;
+        let live = prepared.start(connections)?;
         let process = Process {
             pid,
             status: Status::Running,
             token: token.to_owned(),
             names,
             terminal,
-            stdin: None,
+            live: Live::default(),
         };
         let mut state = self.lock();
         state.container(id)?.execs.insert(exec.to_owned(), process);
         self.claim(&mut state, pid);
         drop(state);
-        self.keep_stdin(id, exec, stdin);
+        self.keep(id, exec, live);
         Ok(pid)
     }
 
@@ -640,9 +635,7 @@ impl Containers {
 
     /// Ends a process's standard input.
     pub fn close_stdin(&self, id: &str, exec: &str) -> Result<()> {
-        if let Some(stdin) = self.lock().process(id, exec)?.stdin.take() {
-            streams::end(&stdin);
-        }
+        self.lock().process(id, exec)?.live.end_stdin();
         Ok(())
     }
 }

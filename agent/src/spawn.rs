@@ -11,7 +11,7 @@ use ttrpc::Code;
 
 use crate::channel::{Channel, Go, Order, Reply};
 use crate::error::{Context, Error, Result};
-use crate::streams::{Ends, pipes};
+use crate::streams::{Ends, Live, pipes};
 
 /// The name under which this program sets containers up.
 pub const SETUP: &str = "cofferdam-setup";
@@ -92,15 +92,15 @@ fn failure(code: i32, text: String) -> Error {
 }
 
 impl Prepared {
-    /// Connects the streams and executes the program. Gives the connection of standard input.
-    pub fn start(mut self, connections: Vec<File>) -> Result<Option<File>> {
-        let stdin = self.ends.connect(connections)?;
+    /// Connects the streams and executes the program.
+    pub fn start(mut self, connections: Vec<File>) -> Result<Live> {
+        let live = self.ends.connect(connections)?;
         self.channel
             .send(&Go, &[])
             .context(|| "start the process".into())?;
         match next(&mut self.channel)? {
             // The program has it all now, or it was killed, which its end will tell.
-            None => Ok(stdin),
+            None => Ok(live),
             Some(Reply::Error { code, text }) => Err(failure(code, text)),
             Some(_) => Err(Error::invalid("reply", "not one of this moment")),
         }

@@ -2,14 +2,16 @@
 //! threads that copy.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::{Greeting, Name};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::error::{Context, Error, Result};
@@ -102,9 +104,43 @@ pub fn names_of(streams: &api::Streams, terminal: bool) -> Result<Vec<Name>> {
     Ok(names)
 }
 
+/// How long a terminal whose process has ended may be silent: what was written last is still on its way
+/// through the kernel.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// And how long those who still have it may go on to write.
+const LAST: Duration = Duration::from_secs(1);
+
 /// What is to be copied: the agent's end of a process's streams, by name.
 #[derive(Debug)]
-pub struct Ends(pub Vec<(Name, File)>);
+pub struct Ends {
+    all: Vec<(Name, File)>,
+    is_terminal: bool,
+}
+
+/// What of a process's streams does not end by itself when the process does.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// The connection of its standard input.
+    stdin: Option<File>,
+    /// Dropped, its terminal's output comes to its end, whoever else has the terminal.
+    terminal: Option<PipeWriter>,
+}
+
+impl Live {
+    /// Ends its standard input.
+    pub fn end_stdin(&mut self) {
+        if let Some(stdin) = self.stdin.take() {
+            // If it is at its end already, all is well.
+            let _ = shutdown(stdin.as_raw_fd(), Shutdown::Read);
+        }
+    }
+
+    /// The process has ended.
+    pub fn end(mut self) {
+        self.end_stdin();
+    }
+}
 
 /// Pipes for the streams that are announced, /dev/null for the others: the process's three
 /// descriptors, and the agent's ends.
@@ -129,38 +165,52 @@ pub fn pipes(names: &[Name]) -> Result<([OwnedFd; 3], Ends)> {
     let mut all =
         || -> io::Result<_> { Ok([one(Name::Stdin)?, one(Name::Stdout)?, one(Name::Stderr)?]) };
     let all = all().context(|| "make the process's streams".into())?;
-    Ok((all, Ends(ends)))
+    let ends = Ends {
+        all: ends,
+        is_terminal: false,
+    };
+    Ok((all, ends))
 }
 
 impl Ends {
     /// Those of a terminal.
     pub fn of_terminal(master: &OwnedFd, names: &[Name]) -> Result<Self> {
         let end = |name: &Name| Ok((*name, master.try_clone()?.into()));
-        let ends: io::Result<_> = names.iter().map(end).collect();
-        ends.map(Self).context(|| "share the terminal".into())
+        let all: io::Result<_> = names.iter().map(end).collect();
+        Ok(Self {
+            all: all.context(|| "share the terminal".into())?,
+            is_terminal: true,
+        })
     }
 
-    /// Starts to copy between them and the connections, which are those of the same names. Gives the
-    /// connection of the standard input, to end it.
-    pub fn connect(self, connections: Vec<File>) -> Result<Option<File>> {
-        let mut stdin = None;
-        for ((name, end), connection) in self.0.into_iter().zip(connections) {
-            let (from, to) = match name {
+    /// Starts to copy between them and the connections, which are those of the same names.
+    pub fn connect(self, connections: Vec<File>) -> Result<Live> {
+        let mut live = Live::default();
+        for ((name, end), connection) in self.all.into_iter().zip(connections) {
+            let (from, to, over) = match name {
                 Name::Stdin => {
                     let copy = connection.try_clone().context(|| "share a stream".into())?;
-                    stdin = Some(copy);
-                    (connection, end)
+                    live.stdin = Some(copy);
+                    (connection, end, None)
                 }
-                _ => (end, connection),
+                _ if self.is_terminal => {
+                    let (over, terminal) = io::pipe().context(|| "make a pipe".into())?;
+                    live.terminal = Some(terminal);
+                    (end, connection, Some(over))
+                }
+                _ => (end, connection, None),
             };
             let copying = thread::Builder::new()
                 .name(name.to_string())
                 .stack_size(STACK);
             copying
-                .spawn(move || copy(from, to))
+                .spawn(move || match over {
+                    Some(over) => copy_terminal(from, to, &over),
+                    None => copy(from, to),
+                })
                 .context(|| format!("start a thread for {name}"))?;
         }
-        Ok(stdin)
+        Ok(live)
     }
 }
 
@@ -168,27 +218,52 @@ impl Ends {
 /// learns of it as it would of a pipe's.
 fn copy(mut from: File, mut to: File) {
     let mut buffer = vec![0; BUFFER];
+    while copy_once(&mut from, &mut to, &mut buffer) {}
+}
+
+/// Copies what a terminal shows until all who have it have closed it, or its process has ended: what
+/// that left running in the background keeps nobody waiting who asked for the process.
+fn copy_terminal(mut from: File, mut to: File, over: &PipeReader) {
+    let mut buffer = vec![0; BUFFER];
+    let mut until: Option<Instant> = None;
     loop {
-        let count = match from.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // A terminal's when the last process has closed it; a connection's when the host is gone.
-            Err(_) => return,
+        let mut polled = vec![PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        let timeout = match until {
+            None => {
+                polled.push(PollFd::new(over.as_fd(), PollFlags::POLLIN));
+                PollTimeout::NONE
+            }
+            Some(until) if Instant::now() >= until => return,
+            Some(_) => PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::ZERO),
         };
-        if to
-            .write_all(buffer.get(..count).unwrap_or_default())
-            .is_err()
-        {
-            return;
+        match poll(&mut polled, timeout) {
+            Err(Errno::EINTR) => continue,
+            // Silence.
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let has_more = polled.first().and_then(PollFd::any);
+        if has_more == Some(true) {
+            if !copy_once(&mut from, &mut to, &mut buffer) {
+                return;
+            }
+        } else {
+            until = Some(Instant::now() + LAST);
         }
     }
 }
 
-/// Ends a connection's direction towards us, for a thread that reads from it.
-pub fn end(connection: &File) {
-    // If it is at its end already, all is well.
-    let _ = shutdown(connection.as_raw_fd(), Shutdown::Read);
+/// Copies what there is; says whether there may be more.
+fn copy_once(from: &mut File, to: &mut File, buffer: &mut [u8]) -> bool {
+    let count = match from.read(buffer) {
+        Ok(0) => return false,
+        Ok(count) => count,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+        // A terminal's when the last process has closed it; a connection's when the host is gone.
+        Err(_) => return false,
+    };
+    to.write_all(buffer.get(..count).unwrap_or_default())
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -237,7 +312,7 @@ mod tests {
         let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
         let (mut host, connection) = io::pipe().unwrap();
         let connection = File::from(OwnedFd::from(connection));
-        assert!(ends.connect(vec![connection]).unwrap().is_none());
+        assert!(ends.connect(vec![connection]).unwrap().stdin.is_none());
         let [_, stdout, _] = theirs;
         let text = "x".repeat(BUFFER * 3 + 1);
         let expected = text.clone();
@@ -246,5 +321,25 @@ mod tests {
         host.read_to_string(&mut found).unwrap();
         writer.join().unwrap();
         assert_eq!(found, expected);
+    }
+
+    /// If it fails, who runs a process with a terminal waits for what that left in the background, or
+    /// loses its last words.
+    #[test]
+    fn a_terminal_ends_with_its_process() {
+        let (from, mut background) = io::pipe().unwrap();
+        let (mut host, to) = io::pipe().unwrap();
+        let (over, live) = io::pipe().unwrap();
+        let [from, to] = [OwnedFd::from(from), OwnedFd::from(to)].map(File::from);
+        let copying = thread::spawn(move || copy_terminal(from, to, &over));
+        background.write_all(b"first ").unwrap();
+        thread::sleep(2 * SILENCE);
+        background.write_all(b"last").unwrap();
+        drop(live);
+        let mut found = String::new();
+        host.read_to_string(&mut found).unwrap();
+        copying.join().unwrap();
+        assert_eq!(found, "first last");
+        drop(background);
     }
 }
