@@ -162,7 +162,7 @@ pub struct ImageSize {
     pub blobs_kib: u64,
 }
 
-/// KiB of memory: of each container, where nothing else is said.
+/// What is seen of containers that idle. Memory is of each, where nothing else is said.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Idle {
     /// How many there are.
@@ -181,6 +181,10 @@ pub struct Idle {
     pub image_rss_kib: u64,
     /// Of the image as it is mapped.
     pub image_kib: u64,
+    /// Milliseconds from the start of the agent by the guest's kernel until it takes calls, by the
+    /// guest's clock: the longest of all.
+    #[serde(default)]
+    pub agent_ready_ms: f64,
 }
 
 /// One lab start, and what guests did on one kind of device in it.

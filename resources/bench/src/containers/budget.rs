@@ -30,6 +30,13 @@ pub fn check(containers: &Containers) -> Vec<Budget> {
             times,
         ),
         most(
+            "the agent's start to its first call, in a container",
+            "virtual ms",
+            10.0,
+            None,
+            Some(idle.agent_ready_ms),
+        ),
+        most(
             "memory for each of 20 idle containers of an image, all in",
             "MiB",
             24.0,
@@ -94,6 +101,7 @@ mod tests {
                 host_kib: 24 << 10,
                 image_pss_kib: 10,
                 image_kib: 10,
+                agent_ready_ms: 10.0,
                 ..Idle::default()
             },
         }
@@ -105,12 +113,13 @@ mod tests {
         let held = |containers: &Containers| -> Vec<bool> {
             check(containers).iter().map(|budget| budget.held).collect()
         };
-        assert_eq!(held(&containers(100.0)), [true; 4]);
+        assert_eq!(held(&containers(100.0)), [true; 5]);
         let mut bad = containers(100.1);
         bad.image.erofs_kib = 1041;
         bad.idle.host_kib += 1;
         bad.idle.image_pss_kib = 11;
-        assert_eq!(held(&bad), [false; 4]);
+        bad.idle.agent_ready_ms = 10.1;
+        assert_eq!(held(&bad), [false; 5]);
         bad.rows.pop();
         assert_eq!(check(&bad)[0].value, None);
     }

@@ -1,12 +1,16 @@
-//! Memory of containers of one image that idle.
+//! Containers of one image that idle: their memory, and how soon their agents were there.
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use super::{IDLE, IMAGE, cofferdam};
+use cofferdam_agent_protocol::Client;
+
+use super::{IDLE, IMAGE, WRITES, cofferdam};
+use crate::io::jobs::float;
 use crate::measure::{MeasureError, read};
 use crate::report::Idle;
 use crate::rows::Places;
@@ -55,6 +59,7 @@ pub fn measure(places: &Places) -> Result<Idle, MeasureError> {
     ] {
         *sum /= u64::from(IDLE);
     }
+    idle.agent_ready_ms = slowest_agent()?;
     for number in 0..IDLE {
         run(places, &["rm", "-f", &name(number)])?;
     }
@@ -74,6 +79,24 @@ fn run(places: &Places, args: &[&str]) -> Result<(), MeasureError> {
         true => Ok(()),
         false => Err(failed(io::Error::other(status.to_string()))),
     }
+}
+
+/// What all agents say of their own start, and the longest of it, in milliseconds.
+fn slowest_agent() -> Result<f64, MeasureError> {
+    let run = Path::new(WRITES).join("run");
+    let failed = |error| MeasureError::File(run.display().to_string(), error);
+    let mut slowest: Option<f64> = None;
+    for entry in fs::read_dir(&run).map_err(failed)?.flatten() {
+        let vsock = entry.path().join("vsock");
+        if vsock.exists() {
+            let hello = Client::connect(&vsock)
+                .map_err(|error| failed(io::Error::other(error)))?
+                .1;
+            let took = float(hello.ready_us.saturating_sub(hello.started_us)) / 1e3;
+            slowest = Some(slowest.map_or(took, |so_far| so_far.max(took)));
+        }
+    }
+    slowest.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 /// KiB that the lab's kernel could give to somebody now.
