@@ -1,6 +1,7 @@
 //! An archive from a container to files of the host, or from the host to a container on its kernel.
-//! Whoever wrote the archive, or has the files, is the attacker: nothing is written outside of the directory that it is for, not through links in it either, no set-id bit
-//! arrives unless it was asked for, and no device.
+//! Whoever wrote the archive, or has the files, is the attacker: nothing is written outside of the
+//! directory that it is for, not through links in it either, no set-id bit arrives unless it was asked
+//! for, and no device.
 
 use std::ffi::OsStr;
 use std::fs::File;
