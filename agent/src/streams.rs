@@ -108,8 +108,12 @@ pub fn names_of(streams: &api::Streams, terminal: bool) -> Result<Vec<Name>> {
 /// through the kernel.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// And how long those who still have it may go on to write.
+/// How long those who still have it are waited for in all. The time that the host takes to read does
+/// not count, or a slow reader would lose something.
 const LAST: Duration = Duration::from_secs(1);
+
+/// How much may still come then, in bytes: no terminal holds more of what its process wrote.
+const PENDING: usize = 128 << 10;
 
 /// What is to be copied: the agent's end of a process's streams, by name.
 #[derive(Debug)]
@@ -218,52 +222,63 @@ impl Ends {
 /// learns of it as it would of a pipe's.
 fn copy(mut from: File, mut to: File) {
     let mut buffer = vec![0; BUFFER];
-    while copy_once(&mut from, &mut to, &mut buffer) {}
+    while copy_once(&mut from, &mut to, &mut buffer).is_some() {}
 }
 
 /// Copies what a terminal shows until all who have it have closed it, or its process has ended: what
 /// that left running in the background keeps nobody waiting who asked for the process.
 fn copy_terminal(mut from: File, mut to: File, over: &PipeReader) {
     let mut buffer = vec![0; BUFFER];
-    let mut until: Option<Instant> = None;
+    // Bytes that may come, and time to wait for them, once the process has ended.
+    let mut rest: Option<(usize, Duration)> = None;
     loop {
         let mut polled = vec![PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        let timeout = match until {
+        let timeout = match rest {
             None => {
                 polled.push(PollFd::new(over.as_fd(), PollFlags::POLLIN));
                 PollTimeout::NONE
             }
-            Some(until) if Instant::now() >= until => return,
             Some(_) => PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::ZERO),
         };
+        let asked = Instant::now();
         match poll(&mut polled, timeout) {
             Err(Errno::EINTR) => continue,
             // Silence.
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let has_more = polled.first().and_then(PollFd::any);
-        if has_more == Some(true) {
-            if !copy_once(&mut from, &mut to, &mut buffer) {
+        let waited = asked.elapsed();
+        let is_ready = |at: usize| polled.get(at).and_then(PollFd::any) == Some(true);
+        let (has_more, has_ended) = (is_ready(0), is_ready(1));
+        if has_more {
+            let Some(count) = copy_once(&mut from, &mut to, &mut buffer) else {
                 return;
+            };
+            if let Some((bytes, time)) = &mut rest {
+                *bytes = bytes.saturating_sub(count);
+                *time = time.saturating_sub(waited);
+                if *bytes == 0 || time.is_zero() {
+                    return;
+                }
             }
-        } else {
-            until = Some(Instant::now() + LAST);
+        }
+        if has_ended {
+            rest = Some((PENDING, LAST));
         }
     }
 }
 
-/// Copies what there is; says whether there may be more.
-fn copy_once(from: &mut File, to: &mut File, buffer: &mut [u8]) -> bool {
+/// Copies what there is and says how much; nothing if one of the two is at its end.
+fn copy_once(from: &mut File, to: &mut File, buffer: &mut [u8]) -> Option<usize> {
     let count = match from.read(buffer) {
-        Ok(0) => return false,
+        Ok(0) => return None,
         Ok(count) => count,
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
         // A terminal's when the last process has closed it; a connection's when the host is gone.
-        Err(_) => return false,
+        Err(_) => return None,
     };
-    to.write_all(buffer.get(..count).unwrap_or_default())
-        .is_ok()
+    to.write_all(buffer.get(..count).unwrap_or_default()).ok()?;
+    Some(count)
 }
 
 #[cfg(test)]
@@ -341,5 +356,25 @@ mod tests {
         copying.join().unwrap();
         assert_eq!(found, "first last");
         drop(background);
+    }
+
+    /// If it fails, who runs a process with a terminal waits for ever for one in the background that
+    /// does not stop writing, or a host that reads slowly loses the process's own words.
+    #[test]
+    fn a_terminal_ends_however_much_is_written() {
+        let (from, mut background) = io::pipe().unwrap();
+        let (mut host, to) = io::pipe().unwrap();
+        let (over, live) = io::pipe().unwrap();
+        let [from, to] = [OwnedFd::from(from), OwnedFd::from(to)].map(File::from);
+        let copying = thread::spawn(move || copy_terminal(from, to, &over));
+        let chatter = thread::spawn(move || while background.write_all(&[b'x'; 4096]).is_ok() {});
+        drop(live);
+        // More than the time for which those in the background are waited for.
+        thread::sleep(LAST + SILENCE);
+        let mut found = String::new();
+        host.read_to_string(&mut found).unwrap();
+        copying.join().unwrap();
+        chatter.join().unwrap();
+        assert!(found.len() >= PENDING, "{}", found.len());
     }
 }
