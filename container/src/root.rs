@@ -29,11 +29,8 @@ impl RootDir {
 
     /// Opens what is at a path. Links lead where they lead for who has it as his root, and so does `..`;
     /// those that the kernel makes up in /proc lead nowhere.
-    pub fn find(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        let path = match path.trim_start_matches('/') {
-            "" => ".",
-            path => path,
-        };
+    pub fn find(&self, path: impl AsRef<Path>, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = Path::new("/").join(path);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::CLOEXEC;
         Ok(openat2(&self.0, path, flags, Mode::empty(), resolve)?)

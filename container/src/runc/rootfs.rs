@@ -6,17 +6,14 @@
 
 use std::fs::metadata;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, mkdirat, openat, openat2, statx,
-};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
 use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 
 use super::mountinfo;
+use crate::root::RootDir;
 use crate::vm::{Image, ImageKind};
 
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
@@ -33,8 +30,7 @@ pub(super) struct Place {
 /// Makes the places of `mounts` and the directory `cwd`, where they are not there. What lies below a
 /// mount is none of the root's.
 pub(super) fn make(root: &Path, mounts: &[Place], cwd: &Path) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, root, flags, Mode::empty())?;
+    let root = RootDir::open(root)?;
     let cwd = Place {
         path: cwd.to_owned(),
         is_file: false,
@@ -95,41 +91,29 @@ fn mount_id(path: &Path) -> io::Result<Option<u64>> {
     Ok(is_told.then_some(about.stx_mnt_id))
 }
 
-fn make_one(root: &OwnedFd, place: &Place) -> io::Result<()> {
+fn make_one(root: &RootDir, place: &Place) -> io::Result<()> {
     let steps = place.path.components();
     let names = steps.filter(|step| matches!(step, Component::Normal(_)));
     let names: Vec<_> = names.map(Component::as_os_str).collect();
-    let mut parent = root.try_clone()?;
+    let mut parent = root.find("/", OFlags::PATH)?;
     let mut path = PathBuf::new();
     for (number, name) in names.iter().enumerate() {
         path.push(name);
         let is_last = number + 1 == names.len();
-        parent = match find(root, &path) {
+        parent = match root.find(&path, OFlags::PATH) {
             Ok(found) => found,
-            Err(Errno::NOENT) if is_last && place.is_file => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) if is_last && place.is_file => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
                 openat(&parent, *name, flags, FILE)?
             }
-            Err(Errno::NOENT) => {
+            Err(_) => {
                 mkdirat(&parent, *name, DIRECTORY)?;
-                find(root, &path)?
+                root.find(&path, OFlags::PATH)?
             }
-            Err(error) => return Err(error.into()),
         };
     }
     Ok(())
-}
-
-/// What a path of the container's leads to.
-fn find(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        how,
-    )
 }
 
 #[cfg(test)]
