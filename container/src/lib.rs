@@ -7,6 +7,7 @@ pub mod create;
 pub mod disk;
 pub mod files;
 pub mod image;
+pub mod json;
 pub mod limits;
 pub mod mirror;
 pub mod network;

@@ -227,7 +227,7 @@ fn ask<T: for<'a> Deserialize<'a>>(args: &[&str]) -> Result<Vec<T>, MirrorError>
     if text.trim_ascii().is_empty() {
         return Ok(Vec::new());
     }
-    serde_json::from_slice(&text).map_err(|source| MirrorError::Answer {
+    crate::json::from_slice(&text).map_err(|source| MirrorError::Answer {
         command: command("ip", args),
         source,
     })
@@ -417,8 +417,8 @@ mod tests {
             {"dst": "169.254.1.1", "dev": "eth0", "scope": "link", "protocol": "boot"},
             {"type": "unreachable", "dst": "10.9.0.0/16", "dev": "eth0"},
         ]);
-        let parse = |value| serde_json::from_value(value).unwrap();
-        Mirror::of(parse(links), serde_json::from_value(lines).unwrap())
+        let parse = |value| crate::json::from_value(value).unwrap();
+        Mirror::of(parse(links), crate::json::from_value(lines).unwrap())
     }
 
     /// If it fails, a guest has other addresses or routes than its engine gave it.

@@ -110,8 +110,8 @@ fn read(path: &PathBuf) -> Result<Report, Error> {
         path: path.clone(),
         source,
     })?;
-    let report: Report =
-        serde_json::from_str(&text).map_err(|source| Error::Report(path.clone(), source))?;
+    let report: Report = crate::json::from_slice(text.as_bytes())
+        .map_err(|source| Error::Report(path.clone(), source))?;
     match report.schema {
         SCHEMA => Ok(report),
         other => Err(Error::Schema(path.clone(), other)),

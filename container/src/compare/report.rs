@@ -251,7 +251,7 @@ pub(super) mod tests {
     /// A report with each kind of cell, and what would break HTML that is not careful.
     pub fn example() -> Report {
         let text = include_str!("../../tests/compare.json");
-        serde_json::from_str(text).unwrap()
+        crate::json::from_slice(text.as_bytes()).unwrap()
     }
 
     /// If it fails, who reads the JSON gets other figures than were measured.
@@ -265,10 +265,17 @@ pub(super) mod tests {
         ];
         for cell in cells {
             let json = serde_json::to_string(&cell).unwrap();
-            assert_eq!(serde_json::from_str::<Cell>(&json).unwrap(), cell, "{json}");
+            assert_eq!(
+                crate::json::from_slice::<Cell>(json.as_bytes()).unwrap(),
+                cell,
+                "{json}"
+            );
         }
         let json = serde_json::to_string(&example()).unwrap();
-        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), example());
+        assert_eq!(
+            crate::json::from_slice::<Report>(json.as_bytes()).unwrap(),
+            example()
+        );
     }
 
     /// If it fails, a median is not the middle.

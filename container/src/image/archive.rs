@@ -15,6 +15,7 @@ use super::reference::Reference;
 use super::store::oci::{self, Descriptor, Index, Platform};
 use super::store::{self, Record, Store};
 
+use crate::json;
 /// An index of indexes of indexes is what real images have at most.
 const MAX_NESTING: u32 = 4;
 /// An archive with more files than this holds no images.
@@ -50,7 +51,7 @@ pub enum Error {
     Platform { wanted: Platform, there: String },
     #[error("the archive's index refers to itself or is nested too deeply")]
     Nested,
-    #[error("{0} is neither a manifest nor an index")]
+    #[error("{0} is neither a manifest nor an index, or both at once")]
     NoManifest(Digest),
     #[error("cannot read the layer")]
     Layer(#[source] io::Error),
@@ -175,12 +176,12 @@ impl Contents {
         let index = self.files.get("index.json");
         if let (Some((index, _)), true) = (index, self.files.contains_key("oci-layout")) {
             let index = store.read("index", *index)?;
-            let index = serde_json::from_slice(&index)
-                .map_err(|error| Error::Document("index.json", error))?;
+            let index =
+                json::from_slice(&index).map_err(|error| Error::Document("index.json", error))?;
             return load_index(store, &index, platform);
         }
         let (list, _) = self.files.get("manifest.json").ok_or(Error::NoImages)?;
-        let list: Vec<Saved> = serde_json::from_slice(&store.read("list", *list)?)
+        let list: Vec<Saved> = json::from_slice(&store.read("list", *list)?)
             .map_err(|error| Error::Document("manifest.json", error))?;
         list.iter()
             .map(|saved| self.load_saved(store, saved))
@@ -278,11 +279,12 @@ fn pick(
         return Ok(Err(vec![other.to_string()]));
     }
     let document: Value = store.document("manifest", entry.digest)?;
-    if document.get("layers").is_some() {
-        return Ok(Ok(entry.clone()));
+    match oci::is_index(&document) {
+        Some(true) => {}
+        Some(false) => return Ok(Ok(entry.clone())),
+        None => return Err(Error::NoManifest(entry.digest)),
     }
-    let index: Index =
-        serde_json::from_value(document).map_err(|_| Error::NoManifest(entry.digest))?;
+    let index: Index = json::from_value(document).map_err(|_| Error::NoManifest(entry.digest))?;
     let mut others = Vec::new();
     for entry in &index.manifests {
         // Archives of one platform still have the whole index.

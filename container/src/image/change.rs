@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::json;
+
 /// An instruction that cannot be taken.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -54,7 +56,7 @@ fn change(config: &mut Value, instruction: &str) -> Result<(), &'static str> {
             }
         }
         "VOLUME" => {
-            let list = serde_json::from_str::<Vec<String>>(rest);
+            let list = json::from_slice::<Vec<String>>(rest.as_bytes());
             let list =
                 list.unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect());
             for path in list {
@@ -72,7 +74,7 @@ fn change(config: &mut Value, instruction: &str) -> Result<(), &'static str> {
 /// `["program", "argument"]`, or a line for the shell.
 fn command(text: &str) -> Result<Value, &'static str> {
     match text.starts_with('[') {
-        true => serde_json::from_str::<Vec<String>>(text)
+        true => json::from_slice::<Vec<String>>(text.as_bytes())
             .map(|list| json!(list))
             .map_err(|_| "its list is no JSON array of strings"),
         false => Ok(json!(["/bin/sh", "-c", text])),

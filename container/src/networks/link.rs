@@ -354,7 +354,7 @@ fn netavark(action: &str, dir: &Path) -> Result<Value, LinkError> {
     };
     let status = run().map_err(io("run netavark"))?;
     let said = fs::read(&output).unwrap_or_default();
-    let answer: Value = serde_json::from_slice(&said).unwrap_or_default();
+    let answer: Value = crate::json::from_slice(&said).unwrap_or_default();
     if status.success() {
         return Ok(answer);
     }

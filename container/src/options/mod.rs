@@ -465,7 +465,10 @@ mod tests {
         assert_eq!(options.command, ["sh", "-c", "-x", "--rm"]);
         assert_eq!(options.image, "busybox");
         let text = serde_json::to_string(&options).unwrap();
-        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+        assert_eq!(
+            crate::json::from_slice::<Options>(text.as_bytes()).unwrap(),
+            options
+        );
     }
 
     /// If it fails, an option that does nothing is taken without a word.

@@ -128,7 +128,7 @@ impl Bundle {
         let path = dir.join("config.json");
         let read = || -> io::Result<(PathBuf, Spec)> {
             let text = fs::read(&path)?;
-            Ok((dir.canonicalize()?, serde_json::from_slice(&text)?))
+            Ok((dir.canonicalize()?, crate::json::from_slice(&text)?))
         };
         let (dir, spec) = read().map_err(|source| BundleError::Config {
             path: path.clone(),
@@ -465,7 +465,7 @@ mod tests {
                 "resources": {"cpu": {"cpus": "0-2", "shares": 5}, "memory": {"limit": 1 << 20}}},
         });
         change(&mut config);
-        let spec = serde_json::from_value(config).unwrap();
+        let spec = crate::json::from_value(config).unwrap();
         Bundle::new(std::env::temp_dir(), spec)
     }
 

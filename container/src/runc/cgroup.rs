@@ -260,7 +260,7 @@ mod tests {
         let resources = serde_json::json!({
             "cpu": {"shares": 1024, "cpus": "0-1", "mems": "", "quota": 50000}
         });
-        let all = limits(1 << 30, &serde_json::from_value(resources).unwrap());
+        let all = limits(1 << 30, &crate::json::from_value(resources).unwrap());
         let all: std::collections::HashMap<_, _> = all.iter().map(Limit::file).collect();
         assert_eq!(all["memory.max"], ((1_u64 << 30) + BESIDE).to_string());
         for (file, value) in [

@@ -19,6 +19,7 @@ use super::hooks::{self, HookError};
 use super::store::{Container, Record, Status, StoreError};
 use super::{limits, look};
 use crate::cli::signal as parse_signal;
+use crate::json;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{container as of_container, process as of_process, signal};
 use crate::state::{self, StateError, new_id};
@@ -472,6 +473,7 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
         Some(path) => read_json(path)?,
         None => json!({}),
     };
+    parse_resources(&resources)?;
     let flags = [
         (args.memory.map(Value::from), "memory", "limit"),
         (
@@ -495,8 +497,7 @@ pub(super) fn update(global: &Global, args: &UpdateArgs) -> Result<(), Error> {
             resources[part][field] = value;
         }
     }
-    let of_the_host: LinuxResources = serde_json::from_value(resources.clone())
-        .map_err(|error| Error::Argument(format!("the resources: {error}")))?;
+    let of_the_host = parse_resources(&resources)?;
     // What names the host's own CPUs and disks.
     if let Some(all) = resources.as_object_mut() {
         all.retain(|key, _| {
@@ -550,12 +551,17 @@ fn bytes(text: &str) -> Result<i64, String> {
     number.checked_mul(factor).ok_or("too large".into())
 }
 
+fn parse_resources(resources: &Value) -> Result<LinuxResources, Error> {
+    json::from_value(resources.clone())
+        .map_err(|error| Error::Argument(format!("the resources: {error}")))
+}
+
 fn read_json(path: &Path) -> Result<Value, Error> {
     let mut text = Vec::new();
     let read = match path == Path::new("-") {
         true => io::stdin().read_to_end(&mut text).map(drop),
         false => std::fs::read(path).map(|all| text = all),
     };
-    let parsed = read.and_then(|()| Ok(serde_json::from_slice(&text)?));
+    let parsed = read.and_then(|()| Ok(json::from_slice(&text)?));
     parsed.map_err(io_error(format!("cannot read {}", path.display())))
 }

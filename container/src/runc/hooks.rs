@@ -161,7 +161,7 @@ mod tests {
     fn hook(script: &str, timeout: Option<i64>) -> Option<Vec<Hook>> {
         let hook = serde_json::json!({"path": "/bin/sh", "args": ["hook", "-c", script],
             "env": ["A=b"], "timeout": timeout});
-        Some(vec![serde_json::from_value(hook).unwrap()])
+        Some(vec![crate::json::from_value(hook).unwrap()])
     }
 
     /// If it fails, hooks do not know which container they are for, or their failure is not seen.

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     fn read(json: serde_json::Value) -> LinuxResources {
-        serde_json::from_value(json).unwrap()
+        crate::json::from_value(json).unwrap()
     }
 
     fn lines(all: &[Setting]) -> Vec<String> {

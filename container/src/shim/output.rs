@@ -164,7 +164,7 @@ mod tests {
         std::fs::remove_file(path).unwrap();
         let lines: Vec<LogLine> = log
             .lines()
-            .map(|l| serde_json::from_str(l).unwrap())
+            .map(|l| crate::json::from_slice(l.as_bytes()).unwrap())
             .collect();
         let text: Vec<&str> = lines.iter().map(|line| line.log.as_str()).collect();
         assert_eq!(

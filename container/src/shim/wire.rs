@@ -150,7 +150,7 @@ pub fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<T> 
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(&line)?)
+    Ok(crate::json::from_slice(&line)?)
 }
 
 /// Asks and waits for the answer. What follows it can be read from the reader.

@@ -117,7 +117,7 @@ fn parse(name: &str) -> Result<Capability, SpecError> {
     } else {
         format!("CAP_{upper}")
     };
-    serde_json::from_value(serde_json::Value::String(full))
+    crate::json::from_value(serde_json::Value::String(full))
         .map_err(|_| SpecError::Capability(name.to_owned()))
 }
 

@@ -61,7 +61,7 @@ pub fn load(path: &Path, capabilities: &[String]) -> Result<LinuxSeccomp, SpecEr
 }
 
 fn parse(text: &[u8], capabilities: &[String]) -> serde_json::Result<LinuxSeccomp> {
-    let profile: Profile = serde_json::from_slice(text)?;
+    let profile: Profile = crate::json::from_slice(text)?;
     let mut rules = Vec::new();
     for rule in profile.syscalls {
         if !rule.includes.holds(capabilities) || rule.excludes.applies(capabilities) {
@@ -84,7 +84,7 @@ fn parse(text: &[u8], capabilities: &[String]) -> serde_json::Result<LinuxSeccom
     if let Some(flags) = profile.flags {
         all["flags"] = flags;
     }
-    serde_json::from_value(all)
+    crate::json::from_value(all)
 }
 
 impl Filter {

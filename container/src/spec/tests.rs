@@ -4,8 +4,8 @@ use super::*;
 use crate::options::{Mount as Wanted, Tmpfs};
 
 fn image() -> ImageConfiguration {
-    serde_json::from_str(
-        r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},
+    crate::json::from_slice(
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},
         "config":{"Entrypoint":["/entry"],"Cmd":["serve"],"Env":["PATH=/bin","LANG=C"],
         "WorkingDir":"/srv","User":"www","Labels":{"a":"image","b":"image"}}}"#,
     )

@@ -334,7 +334,7 @@ pub(crate) fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
 /// Reads a JSON file.
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<T, StateError> {
     let text = fs::read(path).map_err(file("cannot read", path))?;
-    serde_json::from_slice(&text).map_err(|source| StateError::Json {
+    crate::json::from_slice(&text).map_err(|source| StateError::Json {
         path: path.to_owned(),
         source,
     })

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{Connection, Error, Options, connect, remote_error, runtime};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
+use crate::json;
 use crate::image::store::oci::{self, Descriptor, Index, Manifest};
 use crate::image::store::{self, Image, Partial, Record, Store};
 
@@ -156,7 +157,7 @@ fn verified(bytes: Vec<u8>, expected: Option<Digest>) -> Result<(Vec<u8>, Digest
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(bytes).map_err(|source| Error::Document { what, source })
+    json::from_slice(bytes).map_err(|source| Error::Document { what, source })
 }
 
 fn choose<'a>(

@@ -13,6 +13,7 @@ use super::oci::{self, Descriptor, Manifest};
 use super::{Error, Store};
 use crate::image::digest::{Digest, Digesting};
 use crate::image::reference::Reference;
+use crate::json;
 
 /// Bytes of a manifest, an index or a configuration at most, as registries have it.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -150,7 +151,7 @@ impl Store {
         digest: Digest,
     ) -> Result<T, Error> {
         let bytes = self.read(kind, digest)?;
-        serde_json::from_slice(&bytes).map_err(|source| Error::Document {
+        json::from_slice(&bytes).map_err(|source| Error::Document {
             kind,
             digest,
             source,

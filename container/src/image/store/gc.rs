@@ -148,15 +148,8 @@ impl Store {
             let manifest: super::Manifest = self.document("manifest", digest)?;
             needed.insert(self.blob(manifest.config.digest));
             needed.extend(manifest.layers.iter().map(|layer| self.blob(layer.digest)));
-            let config: serde_json::Value =
-                self.document("configuration", manifest.config.digest)?;
-            let diff_ids: Vec<String> = config["rootfs"]["diff_ids"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|id| Some(id.as_str()?.to_owned()))
-                .collect();
-            needed.extend(self.layer_files(&manifest, &diff_ids));
+            let (config, _) = self.configuration(manifest.config.digest)?;
+            needed.extend(self.layer_files(&manifest, config.rootfs().diff_ids()));
         }
         Ok(needed)
     }

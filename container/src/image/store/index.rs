@@ -11,6 +11,7 @@ use super::oci::{self, Descriptor, Index};
 use super::{Error, Record, Store};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
+use crate::json;
 
 impl Store {
     /// All images, each once, by name.
@@ -86,7 +87,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Index::default()),
             Err(error) => return Err(Error::io("cannot read", &path, error)),
         };
-        serde_json::from_slice(&bytes)
+        json::from_slice(&bytes)
             .map_err(|error| Error::io("cannot understand", &path, error.into()))
     }
 

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
 use super::oci::{Descriptor, Manifest};
@@ -163,8 +162,7 @@ impl Store {
 
     fn merge(&self, manifest: Digest, image: &mut Writer) -> Result<Tree, Error> {
         let manifest: Manifest = self.document("manifest", manifest)?;
-        let digest = manifest.config.digest;
-        let config: ImageConfiguration = self.document("configuration", digest)?;
+        let (config, _) = self.configuration(manifest.config.digest)?;
         let mut tree = Tree::new(true);
         for layer in layers(&manifest.layers, config.rootfs().diff_ids())? {
             self.apply(&layer, &mut tree, image)?;

@@ -37,6 +37,7 @@ use self::oci::{Descriptor, Manifest};
 use super::digest::Digest;
 use super::reference::{NotAReference, Reference};
 use super::{busybox, layer};
+use crate::json;
 
 /// Why the store cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -182,14 +183,8 @@ impl Store {
 
     /// A listed image, ready for use.
     pub fn image(&self, record: &Record) -> Result<Image, Error> {
-        let raw_config = self.config(record)?;
         let id = record.manifest.config.digest;
-        let config: ImageConfiguration =
-            serde_json::from_value(raw_config.clone()).map_err(|source| Error::Document {
-                kind: "configuration",
-                digest: id,
-                source,
-            })?;
+        let (config, raw_config) = self.configuration(id)?;
         let diff_ids = config.rootfs().diff_ids();
         let layers = self.make_layers(&record.manifest, diff_ids)?;
         Ok(Image {
@@ -203,8 +198,24 @@ impl Store {
 
     /// The configuration of a listed image, as it came.
     pub fn config(&self, record: &Record) -> Result<serde_json::Value, Error> {
-        let digest = record.manifest.config.digest;
-        self.document("configuration", digest)
+        Ok(self.configuration(record.manifest.config.digest)?.1)
+    }
+
+    /// A configuration: what it says, and the same as it came.
+    fn configuration(
+        &self,
+        digest: Digest,
+    ) -> Result<(ImageConfiguration, serde_json::Value), Error> {
+        let kind = "configuration";
+        let raw: serde_json::Value = self.document(kind, digest)?;
+        match json::from_value(raw.clone()) {
+            Ok(config) => Ok((config, raw)),
+            Err(source) => Err(Error::Document {
+                kind,
+                digest,
+                source,
+            }),
+        }
     }
 
     /// Bytes of an image: of its layers as VMs use them or, those that were not made, as they came.

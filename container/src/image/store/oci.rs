@@ -159,6 +159,17 @@ impl Platform {
     }
 }
 
+/// Whether a document is an index, or else a manifest; nothing if it is neither or could pass for both:
+/// then two readers would take two images for one.
+pub fn is_index(document: &serde_json::Value) -> Option<bool> {
+    let has = |key| document.get(key).is_some();
+    match (has("manifests"), has("layers") || has("config")) {
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        _ => None,
+    }
+}
+
 /// Go writes `null` for what is empty.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
