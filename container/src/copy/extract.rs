@@ -16,10 +16,14 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::image::layer::budget::Budget;
 use crate::image::layer::tar::{Archive, Entry, Kind};
 
 /// More files than this are no copy but an attack.
 const MAX_FILES: u64 = 2_000_000;
+
+/// What a directory takes in memory until its end, beside its path.
+const KEPT: usize = 192;
 
 /// Whose the files become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +76,13 @@ pub fn directory(archive: impl Read, top: &OwnedFd, owner: Owner) -> io::Result<
     let (mut left_out, mut count) = (0, 0);
     // Last of all: one that may not be written to is still to be filled.
     let mut directories: Vec<Entry> = Vec::new();
+    let mut budget = Budget::default();
     while let Some(entry) = archive.entry()? {
         count += 1;
         if count > MAX_FILES {
             return Err(io::Error::other("the archive has too many files"));
         }
+        budget.earn(entry.size);
         let steps = steps(&entry, &entry.path)?;
         let Some((name, parents)) = steps.split_last() else {
             // The directory itself, which is the host's.
@@ -89,7 +95,15 @@ pub fn directory(archive: impl Read, top: &OwnedFd, owner: Owner) -> io::Result<
             _ => one(&mut archive, &entry, &parent, name, owner),
         };
         match done.map_err(|e| within(&entry, e))? {
-            true if entry.kind == Kind::Directory => directories.push(entry),
+            true if entry.kind == Kind::Directory => {
+                let kept = KEPT + entry.path.len();
+                budget.keep(kept).map_err(io::Error::other)?;
+                directories.push(Entry {
+                    link: Vec::new(),
+                    xattrs: Default::default(),
+                    ..entry
+                });
+            }
             true => {}
             false => left_out += 1,
         }

@@ -9,17 +9,21 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::digest::Digest;
+use super::layer::budget::{Budget, TooMuch};
 use super::layer::tar::{Archive, Kind};
 use super::layer::{self, decompress};
 use super::reference::Reference;
 use super::store::oci::{self, Descriptor, Index, Platform};
 use super::store::{self, Record, Store};
-
 use crate::json;
+
 /// An index of indexes of indexes is what real images have at most.
 const MAX_NESTING: u32 = 4;
 /// An archive with more files than this holds no images.
 const MAX_FILES: usize = 100_000;
+
+/// What each of them takes in memory beside its path.
+const KEPT: usize = 192;
 
 /// Why an archive cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,8 @@ pub enum Error {
     Missing(String),
     #[error("the archive has more than {MAX_FILES} files")]
     TooMany,
+    #[error(transparent)]
+    Memory(#[from] TooMuch),
     #[error("the archive has no image for {wanted}, only for {there}")]
     Platform { wanted: Platform, there: String },
     #[error("the archive's index refers to itself or is nested too deeply")]
@@ -89,10 +95,12 @@ pub fn load(store: &Store, archive: impl Read, platform: &Platform) -> Result<Ve
     let session = store.begin()?;
     let mut archive = Archive::new(decompress(archive).map_err(Error::Read)?);
     let mut contents = Contents::default();
+    let mut budget = Budget::default();
     while let Some(entry) = archive.entry().map_err(Error::Read)? {
         if contents.files.len() + contents.links.len() > MAX_FILES {
             return Err(Error::TooMany);
         }
+        budget.keep(KEPT + entry.path.len() + entry.link.len())?;
         let path = plain(&String::from_utf8_lossy(&entry.path));
         match entry.kind {
             Kind::File => {

@@ -12,12 +12,16 @@ use serde_json::{Value, json};
 
 use super::archive::{self, Error, Loaded};
 use super::digest::Digesting;
+use super::layer::budget::Budget;
 use super::layer::tar::Archive;
 use super::layer::tree::Tree;
 use super::layer::{OPAQUE, WHITEOUT};
 use super::reference::Reference;
 use super::store::oci::{self, Descriptor};
 use super::store::{Record, Store};
+
+/// What a change takes in memory beside its path.
+const KEPT: usize = 64;
 
 /// What a new image says of itself.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +113,10 @@ pub fn diff(
     let mut below = store.names(base)?;
     let mut layer = Archive::new(layer);
     let mut changes = Vec::new();
+    let mut budget = Budget::default();
     while let Some(entry) = layer.entry().map_err(Error::Layer)? {
+        budget.earn(entry.size);
+        budget.keep(KEPT + entry.path.len())?;
         let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
         let at = path
             .iter()

@@ -11,6 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fsetxattr,
@@ -44,21 +45,22 @@ struct Target<'a> {
     content: File,
     root: OwnedFd,
     privileged: bool,
-    /// Where files with several names are already: the path from the root.
-    written: HashMap<Id, Vec<u8>>,
+    /// Where files with several names are already: the directory's path from the root, and the name.
+    written: HashMap<Id, (Rc<[u8]>, Vec<u8>)>,
 }
 
 /// A directory being written.
 struct Level {
     id: Id,
     file: OwnedFd,
-    path: Vec<u8>,
+    /// From the root, with a slash behind it.
+    path: Rc<[u8]>,
     left: Vec<(Vec<u8>, Id)>,
 }
 
 impl Target<'_> {
     fn directory(&mut self, root: OwnedFd) -> io::Result<()> {
-        let mut levels = vec![self.level(ROOT, root, Vec::new())];
+        let mut levels = vec![self.level(ROOT, root, Rc::default())];
         while let Some(level) = levels.last_mut() {
             let Some((name, id)) = level.left.pop() else {
                 // Last, because what is written into a directory changes its time.
@@ -68,27 +70,24 @@ impl Target<'_> {
                 }
                 continue;
             };
-            let mut path = level.path.clone();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend(&name);
+            let path = Rc::clone(&level.path);
             let name = OsStr::from_bytes(&name);
             let file = level.file.as_fd();
             if self.tree.children(id).is_none() {
-                self.file(id, file, name, &path)?;
+                self.file(id, file, name, path)?;
                 continue;
             }
             mkdirat(file, name, Mode::RWXU)?;
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let below = openat(file, name, flags, Mode::empty())?;
-            let level = self.level(id, below, path);
+            let path = [&path[..], name.as_bytes(), b"/"].concat();
+            let level = self.level(id, below, path.into());
             levels.push(level);
         }
         Ok(())
     }
 
-    fn level(&self, id: Id, file: OwnedFd, path: Vec<u8>) -> Level {
+    fn level(&self, id: Id, file: OwnedFd, path: Rc<[u8]>) -> Level {
         let children = self.tree.children(id).into_iter().flatten();
         let mut left: Vec<(Vec<u8>, Id)> =
             children.map(|(name, id)| (name.to_vec(), *id)).collect();
@@ -101,10 +100,11 @@ impl Target<'_> {
         }
     }
 
-    fn file(&mut self, id: Id, parent: BorrowedFd, name: &OsStr, path: &[u8]) -> io::Result<()> {
+    fn file(&mut self, id: Id, parent: BorrowedFd, name: &OsStr, path: Rc<[u8]>) -> io::Result<()> {
         let inode = self.tree.inode(id);
-        if let Some(other) = self.written.get(&id) {
-            let other = OsStr::from_bytes(other);
+        if let Some((path, other)) = self.written.get(&id) {
+            let other = [&path[..], other].concat();
+            let other = OsStr::from_bytes(&other);
             return Ok(linkat(&self.root, other, parent, name, AtFlags::empty())?);
         }
         let node = |kind, device| -> io::Result<bool> {
@@ -144,7 +144,7 @@ impl Target<'_> {
             chmodat(parent, name, mode, AtFlags::empty())?;
         }
         if made && inode.names > 1 {
-            self.written.insert(id, path.to_vec());
+            self.written.insert(id, (path, name.as_bytes().to_vec()));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Layers: tar archives, compressed or not, that say what they add to the layers below and hide of
 //! them (OCI image specification, "Image Layer Filesystem Changeset").
 
+pub mod budget;
 pub mod tar;
 #[cfg(test)]
 mod tests;
@@ -10,12 +11,17 @@ use std::io::{self, BufReader, Read};
 
 use flate2::read::MultiGzDecoder;
 
+use self::budget::TooMuch;
 use self::tar::{Archive, Entry, Kind};
 use self::tree::{Attributes, Content, Name, Tree, directory};
 use super::digest::{Digest, Digesting};
 use super::erofs::{self, Writer};
 
 pub use cofferdam_changes::{OPAQUE, WHITEOUT};
+
+/// What a layer in zstd may ask us to remember of what it had, as a power of two: 32 MiB, which is what
+/// builders ask for at most.
+const MAX_WINDOW: u32 = 25;
 
 /// Why a layer cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,8 @@ pub enum Error {
     Device(u32, u32),
     #[error("there are more than 2 million files")]
     Inodes,
+    #[error(transparent)]
+    Memory(#[from] TooMuch),
     #[error(transparent)]
     Image(#[from] erofs::Error),
 }
@@ -81,7 +89,11 @@ pub fn decompress<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> 
     let stream = io::Cursor::new(magic).chain(stream);
     Ok(match compression {
         Compression::Gzip => Box::new(MultiGzDecoder::new(stream)),
-        Compression::Zstd => Box::new(zstd::Decoder::new(stream)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::new(stream)?;
+            decoder.window_log_max(MAX_WINDOW)?;
+            Box::new(decoder)
+        }
         Compression::None => Box::new(stream),
     })
 }
@@ -95,7 +107,7 @@ pub fn apply(stream: impl Read, tree: &mut Tree, image: &mut Writer) -> Result<D
     while let Some(entry) = archive.entry().map_err(Error::Read)? {
         let name = String::from_utf8_lossy(&entry.path).into_owned();
         apply_entry(entry, &mut archive, tree, image).map_err(|source| match source {
-            Error::Inodes => source,
+            Error::Inodes | Error::Memory(_) => source,
             _ => Error::Entry {
                 entry: name,
                 source: Box::new(source),

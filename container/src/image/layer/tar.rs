@@ -4,14 +4,17 @@
 //! line ends, which binary attributes such as `security.capability` may contain, and reads names of any
 //! length into memory.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
 const BLOCK: u64 = 512;
-/// More than this in a PAX header or a long name is an attack: Linux allows names of 4 KiB and
+/// More than this in all the headers before an entry is an attack: Linux allows names of 4 KiB and
 /// attributes of 64 KiB.
-const MAX_EXTENSION: u64 = 1 << 20;
+const MAX_EXTENSIONS: u64 = 1 << 20;
+/// Linux takes no longer path, and follows no link to one.
+const MAX_PATH: usize = 4096;
 
 /// What a tar says about a file; its content follows in the stream.
 #[derive(Debug, Default)]
@@ -34,8 +37,8 @@ pub struct Entry {
     pub mtime_nsec: u32,
     /// Bytes of content.
     pub size: u64,
-    /// Extended attributes: whole names and values.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Extended attributes: values by whole names.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// What an entry is.
@@ -75,7 +78,7 @@ struct Extensions {
     uid: Option<u32>,
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl<R: Read> Archive<R> {
@@ -91,25 +94,34 @@ impl<R: Read> Archive<R> {
     /// The next entry, or nothing at the end. What was not read of the last one is skipped.
     pub fn entry(&mut self) -> io::Result<Option<Entry>> {
         let mut extensions = Extensions::default();
-        let mut extended = false;
+        let mut extended = 0;
         loop {
             self.skip()?;
             let Some(header) = self.header()? else {
                 return match extended {
-                    true => Err(invalid("the archive ends after an extended header")),
-                    false => Ok(None),
+                    0 => Ok(None),
+                    _ => Err(invalid("the archive ends after an extended header")),
                 };
             };
-            let size = header.entry_size()?;
-            match header.entry_type() {
+            let (kind, size) = (header.entry_type(), header.entry_size()?);
+            let is_extension = matches!(
+                kind,
+                EntryType::GNULongName
+                    | EntryType::GNULongLink
+                    | EntryType::XHeader
+                    | EntryType::XGlobalHeader
+            );
+            if !is_extension {
+                return Ok(Some(self.begin(&header, kind, extensions)?));
+            }
+            extended = extension_size(extended, size)?;
+            match kind {
                 EntryType::GNULongName => extensions.path = Some(self.name(size)?),
                 EntryType::GNULongLink => extensions.link = Some(self.name(size)?),
                 EntryType::XHeader => extensions.parse(&self.extension(size)?)?,
                 // Global headers carry comments, such as git's.
-                EntryType::XGlobalHeader => drop(self.extension(size)?),
-                kind => return Ok(Some(self.begin(&header, kind, extensions)?)),
+                _ => drop(self.extension(size)?),
             }
-            extended = true;
         }
     }
 
@@ -127,6 +139,15 @@ impl<R: Read> Archive<R> {
         let mut path = extensions
             .path
             .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extensions
+            .link
+            .or_else(|| header.link_name_bytes().map(|name| name.into_owned()))
+            .unwrap_or_default();
+        if path.len() > MAX_PATH || link.len() > MAX_PATH {
+            return Err(invalid(format!(
+                "a path or a link of more than {MAX_PATH} bytes, which Linux does not take"
+            )));
+        }
         let kind = kind_of(header, kind, &path)?;
         while path.len() > 1 && path.ends_with(b"/") {
             path.pop();
@@ -145,10 +166,7 @@ impl<R: Read> Archive<R> {
             None => (header.mtime().unwrap_or(0).cast_signed(), 0),
         };
         Ok(Entry {
-            link: extensions
-                .link
-                .or_else(|| header.link_name_bytes().map(|name| name.into_owned()))
-                .unwrap_or_default(),
+            link,
             path,
             kind,
             mode: (or_zero(&old.mode, header.mode())? & 0o7777) as u16,
@@ -200,11 +218,6 @@ impl<R: Read> Archive<R> {
     }
 
     fn extension(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        if size > MAX_EXTENSION {
-            return Err(invalid(format!(
-                "an extended header of {size} bytes; at most {MAX_EXTENSION} are taken"
-            )));
-        }
         self.left = size;
         self.padding = (BLOCK - size % BLOCK) % BLOCK;
         let mut data = Vec::new();
@@ -263,13 +276,23 @@ impl Extensions {
                 _ if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.xattrs.retain(|(known, _)| known != name);
-                        self.xattrs.push((name.to_vec(), value.to_vec()));
+                        self.xattrs.insert(name.to_vec(), value.to_vec());
                     }
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// What all headers before an entry have by now, with one more of `size` bytes.
+fn extension_size(before: u64, size: u64) -> io::Result<u64> {
+    let all = before.saturating_add(size).saturating_add(BLOCK);
+    match all <= MAX_EXTENSIONS {
+        true => Ok(all),
+        false => Err(invalid(format!(
+            "extended headers of {all} bytes before one entry; at most {MAX_EXTENSIONS} are taken"
+        ))),
     }
 }
 

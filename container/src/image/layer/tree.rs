@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
 use super::Error;
+use super::budget::Budget;
 use crate::image::erofs::Data;
 
 /// A name in a directory: at most 255 bytes, no slash.
@@ -22,8 +23,14 @@ const MAX_LINKS: usize = 40;
 const MAX_NAME: usize = 255;
 /// Linux takes paths of at most 4 KiB; deeper trees than any path could name are an attack.
 const MAX_DEPTH: usize = 1024;
+/// Nor is a longer path one.
+const MAX_PATH: usize = 4096;
 /// More files than this in one image are an attack on memory.
 const MAX_INODES: usize = 1 << 21;
+/// What a file takes in memory beside its texts.
+const INODE: usize = 192;
+/// The same of a name or an attribute.
+const TEXT: usize = 64;
 
 /// Who owns a file, what it may do, when it changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,6 +47,14 @@ pub struct Attributes {
     pub mtime_nsec: u32,
     /// Extended attributes: whole names and values, by name.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Attributes {
+    /// What they take in memory beyond an inode.
+    fn size(&self) -> usize {
+        let text = |(name, value): (&Vec<u8>, &Vec<u8>)| 2 * TEXT + name.len() + value.len();
+        self.xattrs.iter().map(text).sum()
+    }
 }
 
 /// What a file is.
@@ -88,6 +103,7 @@ pub struct Tree {
     implicit: bool,
     /// Content that no file has any more.
     garbage: Vec<Data>,
+    budget: Budget,
 }
 
 impl Tree {
@@ -105,6 +121,7 @@ impl Tree {
             merged,
             implicit: false,
             garbage: Vec::new(),
+            budget: Budget::default(),
         }
     }
 
@@ -182,6 +199,10 @@ impl Tree {
         content: Content,
     ) -> Result<(), Error> {
         let mut content = content;
+        if let Content::File(data) = &content {
+            self.budget.earn(data.size());
+        }
+        self.budget.keep(name.len() + attributes.size())?;
         if let Some(&old) = self.children(parent).and_then(|entries| entries.get(&name)) {
             let layer = self.layer;
             let inode = &mut self.inodes[old];
@@ -210,6 +231,7 @@ impl Tree {
         if self.children(parent).and_then(|entries| entries.get(&name)) == Some(&target) {
             return Ok(());
         }
+        self.budget.keep(TEXT + name.len())?;
         let inode = &mut self.inodes[target];
         inode.names = inode.names.checked_add(1).ok_or(Error::Inodes)?;
         self.insert(parent, name, target);
@@ -235,6 +257,7 @@ impl Tree {
             Some(Content::Directory { opaque, .. }) => *opaque = true,
             Some(_) => {}
             None => {
+                self.budget.keep(name.len())?;
                 let id = self.allocate(Attributes::default(), Content::Whiteout)?;
                 self.insert(parent, name, id);
             }
@@ -257,6 +280,11 @@ impl Tree {
         if self.inodes.len() >= MAX_INODES {
             return Err(Error::Inodes);
         }
+        let target = match &content {
+            Content::Symlink(target) => TEXT + target.len(),
+            _ => 0,
+        };
+        self.budget.keep(INODE + target)?;
         self.inodes.push(Inode {
             attributes,
             content,
@@ -352,7 +380,8 @@ impl Tree {
     /// is missing is made.
     fn walk(&mut self, parts: &[&[u8]], make: bool) -> Result<Option<Id>, Error> {
         let mut pending: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
-        let mut path = vec![ROOT];
+        // Each with the length of its path.
+        let mut path = vec![(ROOT, 0)];
         let mut links = 0;
         while let Some(part) = pending.pop() {
             match &part[..] {
@@ -363,10 +392,11 @@ impl Tree {
                 }
                 _ => {}
             }
-            if path.len() >= MAX_DEPTH {
+            let (here, length) = path.last().copied().unwrap_or((ROOT, 0));
+            let length = length + 1 + part.len();
+            if path.len() >= MAX_DEPTH || length >= MAX_PATH {
                 return Err(Error::Depth);
             }
-            let here = path.last().copied().unwrap_or(ROOT);
             let found = self
                 .children(here)
                 .and_then(|entries| entries.get(&part[..]));
@@ -376,7 +406,7 @@ impl Tree {
                 None => return Ok(None),
             };
             match &self.inodes[id].content {
-                Content::Directory { .. } => path.push(id),
+                Content::Directory { .. } => path.push((id, length)),
                 Content::Symlink(target) => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -387,12 +417,12 @@ impl Tree {
                     }
                     pending.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
                 }
-                Content::Whiteout if make => path.push(self.imply(here, &part)?),
+                Content::Whiteout if make => path.push((self.imply(here, &part)?, length)),
                 Content::Whiteout => return Ok(None),
                 _ => return Err(Error::NotADirectory),
             }
         }
-        Ok(path.pop())
+        Ok(path.pop().map(|(id, _)| id))
     }
 
     fn imply(&mut self, parent: Id, name: &[u8]) -> Result<Id, Error> {
