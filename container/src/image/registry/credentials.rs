@@ -5,12 +5,30 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use oci_client::secrets::RegistryAuth;
 
 use super::Error;
 
+/// Who the user is.
+#[derive(Clone)]
+pub(super) enum Credentials {
+    /// Nobody in particular.
+    Anonymous,
+    /// A name and a password.
+    Password(String, String),
+}
+
+/// Not the password: it must reach no log.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Anonymous => f.write_str("Anonymous"),
+            Self::Password(user, _) => f.debug_tuple("Password").field(user).finish(),
+        }
+    }
+}
+
 /// The credentials for a registry, from the first file that has some.
-pub(super) fn find(registry: &str) -> Result<RegistryAuth, Error> {
+pub(super) fn find(registry: &str) -> Result<Credentials, Error> {
     // Docker files its hub's under the address of its first version.
     let names: &[&str] = match registry {
         "docker.io" => &[
@@ -25,7 +43,7 @@ pub(super) fn find(registry: &str) -> Result<RegistryAuth, Error> {
             let Ok(file) = File::open(&path) else { break };
             match docker_credential::get_credential_from_reader(file, name) {
                 Ok(DockerCredential::UsernamePassword(user, password)) => {
-                    return Ok(RegistryAuth::Basic(user, password));
+                    return Ok(Credentials::Password(user, password));
                 }
                 Ok(DockerCredential::IdentityToken(_)) => {
                     return Err(Error::Credentials {
@@ -50,7 +68,7 @@ pub(super) fn find(registry: &str) -> Result<RegistryAuth, Error> {
             }
         }
     }
-    Ok(RegistryAuth::Anonymous)
+    Ok(Credentials::Anonymous)
 }
 
 /// The files that may have credentials: Podman's, then Docker's (containers-auth.json(5)).

@@ -3,19 +3,17 @@
 //! Content is verified by digest before it has a name in the store. What a broken connection leaves of a
 //! layer stays in the store's `tmp/` and is gone on with, by this process or a later one.
 
+mod client;
 mod credentials;
 mod pull;
 mod push;
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::{Client, Reference as Remote, RegistryOperation};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use self::client::{Client, ClientError, Way};
 pub use self::pull::{Pulled, get, pull};
 pub use self::push::push;
 use super::digest::Digest;
@@ -35,7 +33,7 @@ pub enum Error {
     Connect {
         registry: String,
         #[source]
-        source: Box<OciDistributionError>,
+        source: ClientError,
     },
     #[error(
         "{registry} has no image {name}, or not for you; `podman login` or `docker login` tells it who you are"
@@ -46,7 +44,7 @@ pub enum Error {
         registry: String,
         name: String,
         #[source]
-        source: Box<OciDistributionError>,
+        source: ClientError,
     },
     #[error("the registry sends {what} that is no document of an image")]
     Document {
@@ -54,8 +52,8 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
-    #[error("the registry sends {what} of more than {limit} bytes", limit = store::MAX_DOCUMENT)]
-    TooLarge { what: &'static str },
+    #[error("the registry sends {0}, which is neither a manifest nor an index, or both at once")]
+    NoManifest(Digest),
     #[error("{name} is there for {there}, not for {wanted}; --platform takes another")]
     Platform {
         name: String,
@@ -86,8 +84,6 @@ pub enum Error {
     },
     #[error("an image is pushed to a tag, and {0} has a digest")]
     PushByDigest(String),
-    #[error("the manifest has the media type {0:?}, which no registry takes")]
-    MediaType(String),
     #[error("the credentials for {registry} cannot be used: {why}")]
     Credentials { registry: String, why: String },
 }
@@ -107,75 +103,46 @@ pub struct Options {
 /// A registry, and an image there.
 struct Connection {
     client: Client,
-    remote: Remote,
     bars: MultiProgress,
 }
 
-/// Connects, by each protocol that is allowed, until one answers to `first`.
+/// Connects, by each protocol that is allowed, until one answers to `first`. What is to be done with the
+/// repository is in `actions`.
 async fn connect<T>(
     name: &Reference,
     options: &Options,
-    operation: RegistryOperation,
-    first: impl AsyncFn(&Connection) -> Result<T, OciDistributionError>,
+    actions: &'static str,
+    first: impl AsyncFn(&Client) -> Result<T, ClientError>,
 ) -> Result<(Connection, T), Error> {
     // There is one in the process already if this is not the first connection.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let credentials = credentials::find(&name.registry)?;
     let insecure = options.insecure || is_loopback(&name.registry);
-    let protocols = match insecure {
-        true => &[ClientProtocol::Https, ClientProtocol::Http][..],
-        false => &[ClientProtocol::Https],
+    let schemes = match insecure {
+        true => &["https", "http"][..],
+        false => &["https"],
     };
     let mut failed = None;
-    for protocol in protocols {
-        let config = ClientConfig {
-            protocol: protocol.clone(),
-            accept_invalid_certificates: insecure,
-            use_monolithic_push: true,
-            connect_timeout: Some(Duration::from_secs(20)),
-            read_timeout: Some(Duration::from_secs(60)),
-            user_agent: concat!("cofferdam/", env!("CARGO_PKG_VERSION")),
-            https_proxy: proxy("https_proxy"),
-            http_proxy: proxy("http_proxy"),
-            no_proxy: proxy("no_proxy"),
-            ..ClientConfig::default()
-        };
-        let client = Client::try_from(config).map_err(|error| remote_error(name, error))?;
-        let connection = Connection {
-            client,
-            remote: remote(name),
-            bars: match options.quiet {
-                true => MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden()),
-                false => MultiProgress::new(),
-            },
-        };
-        let registry = connection.remote.resolve_registry().to_owned();
-        connection
-            .client
-            .store_auth_if_needed(&registry, &credentials)
-            .await;
-        // Without this, a failure to get a token shows only as a refusal.
-        let authenticated = connection
-            .client
-            .auth(&connection.remote, &credentials, operation)
-            .await;
-        let answer = match authenticated {
-            Ok(_) => first(&connection).await,
-            Err(error) => Err(error),
-        };
-        match answer {
-            Ok(answer) => return Ok((connection, answer)),
-            // Whoever answers with a status was reached.
-            Err(OciDistributionError::RequestError(error)) if error.status().is_none() => {
-                failed = Some(OciDistributionError::RequestError(error));
+    for scheme in schemes {
+        let way = Way { scheme, insecure };
+        let client = Client::new(name, way, credentials.clone(), actions);
+        let client = client.map_err(|error| remote_error(name, error))?;
+        match first(&client).await {
+            Ok(answer) => {
+                let bars = match options.quiet {
+                    true => MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+                    false => MultiProgress::new(),
+                };
+                return Ok((Connection { client, bars }, answer));
             }
+            Err(error) if error.is_of_the_way() => failed = Some(error),
             Err(error) => return Err(remote_error(name, error)),
         }
     }
     Err(match failed {
         Some(source) => Error::Connect {
             registry: name.registry.clone(),
-            source: Box::new(source),
+            source,
         },
         None => Error::Refused {
             registry: name.registry.clone(),
@@ -197,55 +164,18 @@ impl Connection {
     }
 }
 
-fn remote(name: &Reference) -> Remote {
-    let (registry, repository) = (name.registry.clone(), name.repository.clone());
-    match name.digest {
-        Some(digest) => Remote::with_digest(registry, repository, digest.to_string()),
-        None => {
-            let tag = name.tag.clone().unwrap_or_else(|| "latest".to_owned());
-            Remote::with_tag(registry, repository, tag)
-        }
-    }
-}
-
 /// What a registry or the way to it failed with.
-fn remote_error(name: &Reference, error: OciDistributionError) -> Error {
-    use OciDistributionError as E;
+fn remote_error(name: &Reference, source: ClientError) -> Error {
     let registry = name.registry.clone();
-    let status = match &error {
-        E::RequestError(error) => error.status().map(|status| status.as_u16()),
-        E::ServerError { code, .. } => Some(*code),
-        _ => None,
-    };
-    match error {
-        _ if matches!(status, Some(401 | 403 | 404)) => Error::Refused {
+    match source.status() {
+        Some(401 | 403 | 404) => Error::Refused {
             registry,
             name: name.familiar(),
         },
-        E::ImageManifestNotFoundError(_)
-        | E::AuthenticationFailure(_)
-        | E::UnauthorizedError { .. } => Error::Refused {
+        _ => Error::Remote {
             registry,
             name: name.familiar(),
-        },
-        E::RegistryError { ref envelope, .. }
-            if envelope.errors.iter().any(|error| {
-                use oci_client::errors::OciErrorCode as Code;
-                matches!(
-                    error.code,
-                    Code::ManifestUnknown | Code::NameUnknown | Code::Unauthorized | Code::Denied
-                )
-            }) =>
-        {
-            Error::Refused {
-                registry,
-                name: name.familiar(),
-            }
-        }
-        source => Error::Remote {
-            registry,
-            name: name.familiar(),
-            source: Box::new(source),
+            source,
         },
     }
 }
@@ -258,11 +188,6 @@ fn is_loopback(registry: &str) -> bool {
     let host = host.unwrap_or_default();
     let address = host.parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn proxy(variable: &str) -> Option<String> {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    set(variable).or_else(|| set(&variable.to_uppercase()))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Error> {

@@ -4,17 +4,15 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
-use oci_client::client::BlobResponse;
-use oci_client::errors::OciDistributionError;
-use oci_client::{Reference as Remote, RegistryOperation};
 use serde_json::Value;
 
+use super::client::{Client, ClientError};
 use super::{Connection, Error, Options, connect, remote_error, runtime};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
-use crate::json;
 use crate::image::store::oci::{self, Descriptor, Index, Manifest};
 use crate::image::store::{self, Image, Partial, Record, Store};
+use crate::json;
 
 /// As Docker.
 const CONCURRENT: usize = 3;
@@ -22,13 +20,6 @@ const CONCURRENT: usize = 3;
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 const WAIT: Duration = Duration::from_millis(100);
-
-const MANIFESTS: [&str; 4] = [
-    oci::MANIFEST,
-    oci::INDEX,
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
 
 /// What was pulled.
 #[derive(Debug)]
@@ -88,21 +79,24 @@ async fn fetch(
     name: &Reference,
     options: &Options,
 ) -> Result<(Descriptor, Digest), Error> {
-    let get = async |connection: &Connection| manifest(connection, &connection.remote).await;
-    let (connection, bytes) = connect(name, options, RegistryOperation::Pull, get).await?;
+    let wanted = match (name.digest, &name.tag) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(tag)) => tag.clone(),
+        (None, None) => "latest".to_owned(),
+    };
+    let get = async |client: &Client| client.manifest(&wanted).await;
+    let (connection, bytes) = connect(name, options, "pull", get).await?;
     let (bytes, digest) = verified(bytes, name.digest)?;
     let document: Value = parse("a manifest", &bytes)?;
-    let bytes = match document.get("manifests") {
-        None => bytes,
-        Some(_) => {
+    let bytes = match oci::is_index(&document) {
+        None => return Err(Error::NoManifest(digest)),
+        Some(false) => bytes,
+        Some(true) => {
             let index = parse("an index", &bytes)?;
             let wanted = choose(&index, name, options)?;
-            let remote = connection
-                .remote
-                .clone_with_digest(wanted.digest.to_string());
-            let bytes = manifest(&connection, &remote)
-                .await
-                .map_err(|error| remote_error(name, error))?;
+            let digest = wanted.digest.to_string();
+            let bytes = connection.client.manifest(&digest).await;
+            let bytes = bytes.map_err(|error| remote_error(name, error))?;
             verified(bytes, Some(wanted.digest))?.0
         }
     };
@@ -131,22 +125,7 @@ async fn fetch(
     Ok((descriptor, digest))
 }
 
-async fn manifest(
-    connection: &Connection,
-    remote: &Remote,
-) -> Result<Vec<u8>, OciDistributionError> {
-    let credentials = &oci_client::secrets::RegistryAuth::Anonymous;
-    let (bytes, _) = connection
-        .client
-        .pull_manifest_raw(remote, credentials, &MANIFESTS)
-        .await?;
-    Ok(bytes.to_vec())
-}
-
 fn verified(bytes: Vec<u8>, expected: Option<Digest>) -> Result<(Vec<u8>, Digest), Error> {
-    if bytes.len() as u64 > store::MAX_DOCUMENT {
-        return Err(Error::TooLarge { what: "a manifest" });
-    }
     let found = Digest::of(&bytes);
     match expected {
         Some(expected) if expected != found => {
@@ -243,32 +222,20 @@ async fn receive(
     partial: &mut Partial,
     bar: &ProgressBar,
 ) -> Result<Result<(), std::io::Error>, Error> {
-    let digest = blob.digest.to_string();
-    let (client, remote) = (&connection.client, &connection.remote);
-    let mut stream = match partial.length() {
-        0 => match client.pull_blob_stream(remote, &digest[..]).await {
-            Ok(stream) => stream,
+    let (mut response, is_partial) =
+        match connection.client.blob(blob.digest, partial.length()).await {
+            Ok(answer) => answer,
             Err(error) => return again(name, error),
-        },
-        offset => {
-            match client
-                .pull_blob_stream_partial(remote, &digest[..], offset, None)
-                .await
-            {
-                Ok(BlobResponse::Partial(stream)) => stream,
-                // A registry that cannot begin in the middle.
-                Ok(BlobResponse::Full(stream)) => {
-                    restart(partial, blob)?;
-                    stream
-                }
-                Err(error) => return again(name, error),
-            }
-        }
-    };
-    while let Some(part) = stream.next().await {
-        let part = match part {
-            Ok(part) => part,
-            Err(error) => return Ok(Err(error)),
+        };
+    // Of a registry that cannot begin in the middle.
+    if partial.length() > 0 && !is_partial {
+        restart(partial, blob)?;
+    }
+    loop {
+        let part = match response.chunk().await {
+            Ok(Some(part)) => part,
+            Ok(None) => break,
+            Err(error) => return Ok(Err(std::io::Error::other(error))),
         };
         if partial.length() + part.len() as u64 > blob.size {
             restart(partial, blob)?;
@@ -290,18 +257,10 @@ async fn receive(
 }
 
 /// Failures on the way are worth another attempt, refusals are not.
-fn again(
-    name: &Reference,
-    error: OciDistributionError,
-) -> Result<Result<(), std::io::Error>, Error> {
-    match error {
-        OciDistributionError::RequestError(error) if error.status().is_none() => {
-            Ok(Err(std::io::Error::other(error)))
-        }
-        OciDistributionError::ServerError { code: 500.., .. } => {
-            Ok(Err(std::io::Error::other(error)))
-        }
-        error => Err(remote_error(name, error)),
+fn again(name: &Reference, error: ClientError) -> Result<Result<(), std::io::Error>, Error> {
+    match error.is_of_the_way() || error.status().is_some_and(|status| status >= 500) {
+        true => Ok(Err(std::io::Error::other(error))),
+        false => Err(remote_error(name, error)),
     }
 }
 

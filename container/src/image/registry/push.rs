@@ -5,13 +5,12 @@ use std::io::Read;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use oci_client::RegistryOperation;
-use oci_client::errors::OciDistributionError;
 
+use super::client::Client;
 use super::{Connection, Error, Options, connect, remote_error, runtime};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
-use crate::image::store::oci::{self, Descriptor};
+use crate::image::store::oci::Descriptor;
 use crate::image::store::{Record, Store};
 
 const CONCURRENT: usize = 3;
@@ -40,14 +39,8 @@ async fn send(
 ) -> Result<(), Error> {
     let config = &record.manifest.config;
     // Also tells whether there is a registry at all, and by which protocol.
-    let first = async |connection: &Connection| {
-        let digest = config.digest.to_string();
-        connection
-            .client
-            .blob_exists(&connection.remote, &digest)
-            .await
-    };
-    let (connection, _) = connect(name, options, RegistryOperation::Push, first).await?;
+    let first = async |client: &Client| client.has(config.digest).await;
+    let (connection, _) = connect(name, options, "pull,push", first).await?;
     let mut blobs: Vec<&Descriptor> = Vec::new();
     for blob in record.manifest.layers.iter().chain([config]) {
         if !blobs.iter().any(|other| other.digest == blob.digest) {
@@ -63,18 +56,10 @@ async fn send(
     .try_collect::<Vec<()>>()
     .await?;
     let manifest = store.read("manifest", record.descriptor.digest)?;
-    let media_type = match &record.descriptor.media_type[..] {
-        "" => oci::MANIFEST,
-        given => given,
-    };
-    let media_type = media_type
-        .parse()
-        .map_err(|_| Error::MediaType(media_type.to_owned()))?;
-    connection
-        .client
-        .push_manifest_raw(&connection.remote, manifest, media_type)
-        .await
-        .map_err(|error| remote_error(name, error))?;
+    let media_type = &record.descriptor.media_type;
+    let tag = name.tag.as_deref().unwrap_or("latest");
+    let tagged = connection.client.tag(tag, media_type, manifest);
+    tagged.await.map_err(|error| remote_error(name, error))?;
     Ok(())
 }
 
@@ -86,9 +71,8 @@ async fn send_blob(
 ) -> Result<(), Error> {
     let bar = connection.bar(blob);
     let failed = |error| remote_error(name, error);
-    let digest = blob.digest.to_string();
-    let (client, remote) = (&connection.client, &connection.remote);
-    if client.blob_exists(remote, &digest).await.map_err(failed)? {
+    let client = &connection.client;
+    if client.has(blob.digest).await.map_err(failed)? {
         bar.set_position(blob.size);
         bar.finish_with_message("already there");
         return Ok(());
@@ -108,12 +92,12 @@ async fn send_blob(
                     progress.inc(read as u64);
                     Some((Ok(Bytes::from(part)), file))
                 }
-                Err(error) => Some((Err(OciDistributionError::IoError(error)), file)),
+                Err(error) => Some((Err(error), file)),
             }
         }
     });
     client
-        .push_blob_stream(remote, parts, &digest, Some(blob.size))
+        .upload(blob.digest, blob.size, parts)
         .await
         .map_err(failed)?;
     bar.finish_with_message("done");
