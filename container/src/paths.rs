@@ -33,6 +33,21 @@ pub fn run() -> PathBuf {
     }
 }
 
+/// Where settings may be, the file that counts most first: `$COFFERDAM_SETTINGS` alone if it is set, else
+/// the user's own file and that of the host.
+pub fn settings() -> Vec<PathBuf> {
+    const NAME: &str = "cofferdam/settings.json";
+    if let Some(path) = set("COFFERDAM_SETTINGS") {
+        return vec![path];
+    }
+    let of_host = PathBuf::from("/etc").join(NAME);
+    if crate::user::is_root() {
+        return vec![of_host];
+    }
+    let own = set("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config"));
+    vec![own.join(NAME), of_host]
+}
+
 fn home() -> PathBuf {
     set("HOME").unwrap_or_else(|| "/".into())
 }

@@ -185,7 +185,8 @@ impl Machine {
             ..CpuConfig::default()
         };
         config.memory.size = self.memory()?;
-        config.console = ConsoleConfig::File(self.run.join("console.log"));
+        // Standard output and standard error lead to logs that have a bound.
+        config.console = ConsoleConfig::Stdio;
         config.vsock = Some(VsockConfig {
             cid: CID,
             uds: self.run.join("vsock"),
@@ -220,7 +221,7 @@ impl Machine {
         }
         config.log = LogConfig {
             level: LogLevel::Warn,
-            file: Some(self.run.join("monitor.log")),
+            file: None,
         };
         config.validate()?;
         Ok(config)

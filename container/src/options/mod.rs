@@ -4,6 +4,7 @@
 mod bytes;
 mod device;
 mod health;
+mod log;
 mod mount;
 mod network;
 mod restart;
@@ -15,9 +16,12 @@ use std::path::PathBuf;
 use clap::{ArgAction, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::settings::{Settings, SettingsError};
+
 pub use bytes::Bytes;
 pub use device::Device;
 pub use health::{Health, Period};
+pub use log::LogLimit;
 pub use mount::{Kind, Mount, Tmpfs};
 pub use network::{AddHost, Network, Port, Ports, name as transport_name};
 pub use restart::Restart;
@@ -50,6 +54,14 @@ pub enum OptionsError {
     /// A storage option that there is not.
     #[error("--storage-opt {0}: there is size=BYTES")]
     Storage(String),
+    /// A log option that there is not.
+    #[error(
+        "--log-opt {0}: there are max-size=BYTES (-1: no limit) and max-file=NUMBER, from 1 to 1000"
+    )]
+    Log(String),
+    /// What is set for all containers.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 /// How a container is kept apart.
@@ -206,6 +218,10 @@ pub struct Options {
     /// Options of the writable layer: size=BYTES
     #[arg(long, value_name = "OPTION", help_heading = LIMITS)]
     pub storage_opt: Vec<String>,
+    /// Options of the log: max-size=BYTES of a file, max-file=NUMBER of them
+    /// [default: max-size=10m max-file=5]
+    #[arg(long, value_name = "OPTION", help_heading = LIMITS)]
+    pub log_opt: Vec<String>,
 
     /// The root file system is read-only
     #[arg(long, help_heading = FILES)]
@@ -340,6 +356,8 @@ impl Options {
                 self.env.push(format!("{variable}={value}"));
             }
         }
+        self.log_opt = Settings::load()?.log_options(&self.log_opt);
+        self.log_limit()?;
         self.security()?;
         self.disk_size()?;
         Ok(())
@@ -378,6 +396,11 @@ impl Options {
             }
         }
         Ok(size)
+    }
+
+    /// How large the log may be.
+    pub fn log_limit(&self) -> Result<LogLimit, OptionsError> {
+        LogLimit::of(&self.log_opt)
     }
 
     /// The labels, with the image's.
@@ -482,6 +505,7 @@ mod tests {
             "--security-opt seccomp=builtin x",
             "--security-opt apparmor=docker-default x",
             "--storage-opt colour=red x",
+            "--log-opt max-size=much x",
             "--restart sometimes x",
         ] {
             let parsed = Cli::try_parse_from(std::iter::once("run").chain(text.split(' ')));

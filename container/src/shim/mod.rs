@@ -3,6 +3,7 @@
 //! something of a container asks its shim, or the agent in its VM.
 
 mod bundle;
+mod drain;
 mod health;
 mod monitor;
 mod output;
@@ -149,7 +150,9 @@ fn run(id: &str) -> Result<(), ShimError> {
     let lock = container.lock()?;
     let listener = listen(&container)?;
     let log = container.log();
-    let output = Output::new(&log).map_err(|source| ShimError::Io {
+    let limit = container.record.options.log_limit();
+    let limit = limit.map_err(CreateError::from)?;
+    let output = Output::new(&log, limit).map_err(|source| ShimError::Io {
         action: format!("cannot open {}", log.display()),
         source,
     })?;

@@ -1,6 +1,6 @@
 //! The monitor of a container's VM, as a child of the shim.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -15,10 +15,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::WaitOptions;
 
-use super::spawn::{Place, spawn};
+use super::drain::{Drain, Pipe};
+use super::spawn::{Outputs, Place, spawn};
 
 /// The monitor's program, beside ours.
 const PROGRAM: &str = "cofferdam";
+/// What it says, in its directory.
+const LOG: &str = "monitor.log";
+/// What its guest's console prints, to the monitor's standard output.
+const CONSOLE: &str = "console.log";
 
 /// Why there is no monitor.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,7 @@ pub struct Monitor {
     pid: Pid,
     end: Arc<End>,
     log: PathBuf,
+    drain: Drain,
 }
 
 #[derive(Debug, Default)]
@@ -66,21 +72,27 @@ impl End {
 }
 
 impl Monitor {
-    /// Starts it with a configuration; what it says goes to the file `log`. With all that it will
-    /// start it is in `place`.
-    pub fn start(config: &Path, log: &Path, place: &Place) -> Result<Self, MonitorError> {
+    /// Starts it with a configuration; what it says goes to logs in the directory `run`. With all that
+    /// it will start it is in `place`.
+    pub fn start(config: &Path, run: &Path, place: &Place) -> Result<Self, MonitorError> {
         let program = companion::find(PROGRAM)?;
         let start = |source| MonitorError::Start {
             program: program.clone(),
             source,
         };
-        let stderr = File::create(log).map_err(start)?;
+        let log = run.join(LOG);
+        let (console, stdout) = Pipe::new(&run.join(CONSOLE)).map_err(start)?;
+        let (said, stderr) = Pipe::new(&log).map_err(start)?;
+        let drain = Drain::start(vec![console, said]).map_err(start)?;
         let args = [
             b"boot",
             b"--config".as_slice(),
             config.as_os_str().as_bytes(),
         ];
-        let pid = spawn(&program, &args, &stderr, place).map_err(start)?;
+        let outputs = Outputs { stdout, stderr };
+        let pid = spawn(&program, &args, &outputs, place).map_err(start)?;
+        // It has them. The logs end when nobody does any more.
+        drop(outputs);
         let end = Arc::new(End::default());
         let theirs = Arc::clone(&end);
         thread::spawn(move || {
@@ -91,7 +103,8 @@ impl Monitor {
         Ok(Self {
             pid,
             end,
-            log: log.to_owned(),
+            log,
+            drain,
         })
     }
 
@@ -137,7 +150,9 @@ impl Monitor {
     /// Its last words, in one line.
     pub fn said(&self) -> String {
         const NAME: &str = "cofferdam: ";
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        self.drain.settle();
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         // What is wrong, and what helps, or else the last line of the log.
         let words = match text.rfind(NAME) {
             Some(at) => text.get(at + NAME.len()..).unwrap_or_default(),

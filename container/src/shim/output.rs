@@ -1,14 +1,16 @@
 //! What a container prints: into its log, and to all that are attached.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::wire::Frame;
+use crate::log_file::LogFile;
+use crate::options::LogLimit;
 use crate::state::Now;
 
 /// Frames that wait for a client that is slow; then the container waits for him, as with Docker.
@@ -40,16 +42,19 @@ pub enum Stream {
 /// Where output goes.
 #[derive(Debug)]
 pub struct Output {
-    log: Mutex<File>,
+    log: Mutex<LogFile>,
+    /// The last line was lost, and that was said.
+    lost: AtomicBool,
     clients: Mutex<Vec<SyncSender<Frame>>>,
 }
 
 impl Output {
     /// With a log that goes on where it ended.
-    pub fn new(log: &Path) -> io::Result<Self> {
-        let log = File::options().create(true).append(true).open(log)?;
+    pub fn new(log: &Path, limit: LogLimit) -> io::Result<Self> {
+        let log = LogFile::open(log, limit)?;
         Ok(Self {
             log: Mutex::new(log),
+            lost: AtomicBool::new(false),
             clients: Mutex::default(),
         })
     }
@@ -128,10 +133,12 @@ impl Output {
             .map_err(io::Error::from)
             .and_then(|mut line| {
                 line.push(b'\n');
-                log.write_all(&line)
+                log.write(&line)
             });
-        if let Err(error) = written {
-            log::error!("a line of the container's log is lost: {error}");
+        let lost = self.lost.swap(written.is_err(), Ordering::Relaxed);
+        // Once until it is well again: the container decides how many lines there are.
+        if let (Err(error), false) = (written, lost) {
+            log::error!("lines of the container's log are lost: {error}");
         }
     }
 
@@ -150,7 +157,7 @@ mod tests {
     fn output_reaches_log_and_clients() {
         let path = std::env::temp_dir().join(format!("cofferdam-log-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
-        let output = Output::new(&path).unwrap();
+        let output = Output::new(&path, LogLimit::default()).unwrap();
         let gone = output.attach();
         drop(gone);
         let client = output.attach();

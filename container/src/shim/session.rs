@@ -301,7 +301,7 @@ impl Vm {
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.dir.as_fd()),
             netns: netns.map_err(|source| SessionError::Netns { source })?,
         };
-        let monitor = Monitor::start(&path, &machine.run.join("monitor.log"), &place)?;
+        let monitor = Monitor::start(&path, &machine.run, &place)?;
         let deadline = Instant::now() + BOOT;
         let alive = || monitor.status().is_none();
         let agent = Client::connect_until(&vsock, deadline, alive);

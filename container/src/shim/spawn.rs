@@ -32,6 +32,15 @@ pub struct Place<'a> {
     pub netns: Option<File>,
 }
 
+/// Where what a process prints goes.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Its standard output.
+    pub stdout: File,
+    /// Its standard error.
+    pub stderr: File,
+}
+
 /// What the child is made of. All is there before it is: it can allocate nothing.
 struct Child<'a> {
     program: &'a CString,
@@ -43,10 +52,10 @@ struct Child<'a> {
     place: &'a Place<'a>,
 }
 
-/// Starts `program` with `args`, with nothing to read, and with `stderr` to complain to. It dies with
+/// Starts `program` with `args`, with nothing to read, and with `outputs` to print to. It dies with
 /// the thread that calls this, and inherits its environment, but neither descriptors nor blocked
 /// signals.
-pub fn spawn(program: &Path, args: &[&[u8]], stderr: &File, place: &Place) -> io::Result<Pid> {
+pub fn spawn(program: &Path, args: &[&[u8]], outputs: &Outputs, place: &Place) -> io::Result<Pid> {
     let name = CString::new(program.as_os_str().as_bytes())?;
     let args: Vec<_> = args
         .iter()
@@ -57,15 +66,15 @@ pub fn spawn(program: &Path, args: &[&[u8]], stderr: &File, place: &Place) -> io
         .map(|arg| arg.as_ptr())
         .chain([ptr::null()])
         .collect();
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let null = File::open("/dev/null")?;
     // Closed by a program that runs; else it says why none does.
     let (mut said, says) = pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (File::from(r), w))?;
     let child = Child {
         program: &name,
         argv: &argv,
         stdin: null.as_fd(),
-        stdout: null.as_fd(),
-        stderr: stderr.as_fd(),
+        stdout: outputs.stdout.as_fd(),
+        stderr: outputs.stderr.as_fd(),
         parent: Some(rustix::process::getpid()),
         place,
     };
@@ -170,9 +179,15 @@ mod tests {
     use super::*;
     use nix::sys::wait::WaitStatus;
 
-    fn file() -> File {
-        let fd = rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        File::from(fd)
+    fn outputs() -> Outputs {
+        let file = || {
+            let fd = rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            File::from(fd)
+        };
+        Outputs {
+            stdout: file(),
+            stderr: file(),
+        }
     }
 
     fn said(file: &File) -> String {
@@ -184,17 +199,18 @@ mod tests {
     /// If it fails, a monitor gets other arguments, descriptors or signals than it should.
     #[test]
     fn a_program_has_what_it_was_given_and_nothing_else() {
-        let stderr = file();
-        let script = b"read x || echo end; echo lost; echo $0 $1 >&2; \
+        let outputs = outputs();
+        let script = b"read x || echo end; echo $0 $1 >&2; \
             grep -E 'SigBlk|SigIgn' /proc/self/status >&2; exit 7";
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGUSR1);
         blocked.thread_block().unwrap();
         let args: [&[u8]; 4] = [b"-c", script, b"zero", b"one"];
-        let pid = spawn(Path::new("/bin/sh"), &args, &stderr, &Place::default()).unwrap();
+        let pid = spawn(Path::new("/bin/sh"), &args, &outputs, &Place::default()).unwrap();
         blocked.thread_unblock().unwrap();
         assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 7));
-        let text = said(&stderr);
+        assert_eq!(said(&outputs.stdout), "end\n");
+        let text = said(&outputs.stderr);
         assert!(text.starts_with("zero one\n"), "{text}");
         let signals = |field: &str| {
             let (_, rest) = text.split_once(field).unwrap();
@@ -209,9 +225,9 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_an_error() {
         let place = Place::default();
-        let error = spawn(Path::new("/nowhere/at/all"), &[], &file(), &place).unwrap_err();
+        let error = spawn(Path::new("/nowhere/at/all"), &[], &outputs(), &place).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        let error = spawn(Path::new("/proc"), &[], &file(), &place).unwrap_err();
+        let error = spawn(Path::new("/proc"), &[], &outputs(), &place).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Record;
+use crate::log_file::older;
 use crate::paths;
 
 /// Where a file of events is left for a new one, in bytes.
@@ -62,7 +63,7 @@ fn append(event: &Event) -> io::Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     if fs::metadata(&path).is_ok_and(|file| file.len() > LONGEST) {
-        fs::rename(&path, path.with_extension("old"))?;
+        fs::rename(&path, older(&path, 1))?;
     }
     // One write: lines of several writers do not mix.
     File::options()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::control::{agent, failed, on_the_host};
 use super::{Failed, Outcome, print};
-use crate::cli::format::{Template, table};
+use crate::cli::format::{self, Template, table};
 use crate::create;
 use crate::options::{Bytes, Isolation, Port};
 use crate::shim::container as of;
@@ -171,6 +171,7 @@ fn document(container: &Container, state: &State) -> Value {
         },
         "HostConfig": {
             "AutoRemove": options.rm,
+            "LogConfig": { "Type": "json-file", "Config": pairs(&options.log_opt) },
             "Isolation": options.isolation,
             "Memory": options.memory.map_or(0, |bytes| bytes.0),
             "NanoCpus": options.cpus.map_or(0.0, |cpus| (cpus * 1e9).round()),

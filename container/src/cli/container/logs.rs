@@ -1,8 +1,7 @@
 //! `logs` and `events`: files of lines, and what comes.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use super::attach::show;
 use super::{Outcome, print};
 use crate::shim::{LogLine, Stream};
 use crate::state::{Containers, Event, Events, timestamp};
+use crate::log_file::Lines;
 
 /// How long to wait for more to come.
 const POLL: Duration = Duration::from_millis(50);
@@ -76,14 +76,21 @@ pub(super) fn logs(args: &Args) -> Outcome {
         Some(since) => timestamp(&line.time).is_some_and(|time| time >= since),
         None => true,
     };
-    let mut first = Vec::new();
+    let mut last = VecDeque::new();
     while let Some(line) = lines.next::<LogLine>()? {
-        if shown(&line) {
-            first.push(line);
+        if !shown(&line) {
+            continue;
+        }
+        let Some(tail) = tail else {
+            show_line(&line, args.timestamps);
+            continue;
+        };
+        last.push_back(line);
+        if last.len() > tail {
+            last.pop_front();
         }
     }
-    let skip = tail.map_or(0, |tail| first.len().saturating_sub(tail));
-    for line in first.iter().skip(skip) {
+    for line in &last {
         show_line(line, args.timestamps);
     }
     if !args.follow {
@@ -111,53 +118,18 @@ fn show_line(line: &LogLine, timestamps: bool) {
     show(line.log.as_bytes(), is_error);
 }
 
-/// Whole lines of JSON of a file that grows.
-struct Lines {
-    file: BufReader<File>,
-    /// Of a line that is not whole yet.
-    begun: Vec<u8>,
-}
-
-impl Lines {
-    /// `None`: there is no file.
-    fn open(path: &Path) -> io::Result<Option<Self>> {
-        match File::open(path) {
-            Ok(file) => Ok(Some(Self {
-                file: BufReader::new(file),
-                begun: Vec::new(),
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The next that there is now. One that is no JSON (the host crashed while it was written) is
-    /// left out.
-    fn next<T: serde::de::DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        loop {
-            self.file.read_until(b'\n', &mut self.begun)?;
-            if !self.begun.ends_with(b"\n") {
-                return Ok(None);
-            }
-            let line = std::mem::take(&mut self.begun);
-            if let Ok(value) = serde_json::from_slice(&line) {
-                return Ok(Some(value));
-            }
-        }
-    }
-}
-
 pub(super) fn events(args: &EventsArgs) -> Outcome {
     let since = time(&args.since)?;
     let path = Events::path();
     // So that there is a file to follow.
     File::options().create(true).append(true).open(&path)?;
-    let Some(mut lines) = Lines::open(&path)? else {
+    let lines = match since.is_none() && !args.no_follow {
+        true => Some(Lines::at_end(&path)?),
+        false => Lines::open(&path)?,
+    };
+    let Some(mut lines) = lines else {
         return Ok(0);
     };
-    if since.is_none() && !args.no_follow {
-        lines.file.seek(SeekFrom::End(0))?;
-    }
     loop {
         while let Some(event) = lines.next::<Event>()? {
             if since.is_none_or(|since| event.time_ns / 1_000_000_000 >= i128::from(since)) {
