@@ -7,4 +7,5 @@ pub mod config;
 pub mod doctor;
 pub mod guest;
 pub mod telemetry;
+pub mod text;
 pub mod vm;

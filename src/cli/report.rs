@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-/// What went wrong and why, in one line.
+use crate::text::visible;
+
+/// What went wrong and why, in one line; who chose parts of it has no say over a terminal.
 pub fn describe(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -17,7 +19,7 @@ pub fn describe(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    visible(&text)
 }
 
 /// Says what went wrong, and gives the exit code.
@@ -45,7 +47,7 @@ pub fn refuse(error: &clap::Error, code: u8) -> ExitCode {
         .filter(|line| !line.is_empty())
         .collect();
     let said = said.join(" ").replace(" tip:", "; tip:");
-    eprintln!("cofferdam: {}", said.trim_start_matches("error: "));
+    eprintln!("cofferdam: {}", visible(said.trim_start_matches("error: ")));
     eprintln!("Try '--help' for what there is.");
     ExitCode::from(code)
 }

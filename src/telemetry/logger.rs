@@ -10,6 +10,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use super::start;
 use crate::config::{LogConfig, LogLevel};
+use crate::text::visible;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +75,7 @@ impl Log for Logger {
             start().elapsed().as_secs_f64(),
             record.level(),
             record.target(),
-            record.args()
+            visible(&record.args().to_string())
         );
         // On a raw terminal a line feed alone does not go back to the first column.
         let is_raw = self.sink.is_none() && terminal::is_raw();

@@ -19,6 +19,7 @@ mod engines;
 mod fs;
 mod harness;
 mod health;
+mod hostile;
 mod images;
 mod kernels;
 mod life;

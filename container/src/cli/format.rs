@@ -1,8 +1,10 @@
 //! How things are shown: templates, tables, times.
 
 use std::convert::Infallible;
+use std::io::{self, IsTerminal};
 use std::str::FromStr;
 
+use cofferdam::text::{visible, visible_json};
 use serde_json::Value;
 
 /// A part of what Docker's `--format` takes: `json`, or text with `{{.Path.To.Field}}` and
@@ -30,10 +32,15 @@ pub enum TemplateError {
 }
 
 impl Template {
-    /// The template with a value's fields.
+    /// The template with a value's fields. Programs get them as they are; a terminal is not to obey
+    /// what a container put into them.
     pub fn fill(&self, value: &Value) -> Result<String, TemplateError> {
+        self.fill_for(value, io::stdout().is_terminal())
+    }
+
+    fn fill_for(&self, value: &Value, is_terminal: bool) -> Result<String, TemplateError> {
         if self.0 == "json" {
-            return Ok(value.to_string());
+            return Ok(visible_json(&value.to_string()));
         }
         let mut text = String::new();
         // `table` is a heading for a table that a single column is not worth.
@@ -43,7 +50,8 @@ impl Template {
             let Some((action, behind)) = after.split_once("}}") else {
                 return Err(TemplateError::Action(after.to_owned()));
             };
-            text.push_str(&filled(action.trim(), value)?);
+            let field = filled(action.trim(), value)?;
+            text.push_str(&if is_terminal { visible(&field) } else { field });
             rest = behind;
         }
         text.push_str(&escapes(rest));
@@ -75,12 +83,20 @@ fn filled(action: &str, value: &Value) -> Result<String, TemplateError> {
     Ok(match found {
         Value::String(text) if !as_json => text.clone(),
         Value::Null if !as_json => "<nil>".into(),
-        other => other.to_string(),
+        other => visible_json(&other.to_string()),
     })
 }
 
-/// Lines of cells, each column as wide as its widest, with three spaces between them.
+/// A JSON document for people and programs, with a line end.
+pub fn document(value: &Value) -> String {
+    format!("{}\n", visible_json(&format!("{value:#}")))
+}
+
+/// Lines of cells, each column as wide as its widest, with three spaces between them. What is in a cell
+/// has no say over the terminal.
 pub fn table(lines: &[Vec<String>]) -> String {
+    let visible = |line: &Vec<String>| line.iter().map(|cell| visible(cell)).collect();
+    let lines: Vec<Vec<String>> = lines.iter().map(visible).collect();
     let columns = lines.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column| {
         let cells = lines.iter().filter_map(|line| line.get(column));
@@ -91,7 +107,7 @@ pub fn table(lines: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         let cells = line.iter().zip(&widths);
         let padded: Vec<String> = cells
             .map(|(cell, width)| format!("{cell:width$}"))
@@ -142,6 +158,11 @@ mod tests {
             assert_eq!(fill(text).unwrap(), expected);
         }
         assert_eq!(fill("json").unwrap(), value.to_string());
+        let value = json!({"E": "\u{1b}[2J\n"});
+        let field: Template = "{{.E}}\\n{{json .E}}".parse().unwrap();
+        let shown = |is_terminal| field.fill_for(&value, is_terminal).unwrap();
+        assert_eq!(shown(true), "\\x1b[2J\\n\n\"\\u001b[2J\\n\"");
+        assert_eq!(shown(false), "\u{1b}[2J\n\n\"\\u001b[2J\\n\"");
         for bad in [
             "{{.Nothing}}",
             "{{range .Args}}",
@@ -160,6 +181,8 @@ mod tests {
             vec!["long".into(), String::new()],
         ];
         assert_eq!(table(&lines), "A      B\nlong\n");
+        let hostile = [vec!["a\x1b[A\rb".to_owned(), "c\nd".into()]];
+        assert_eq!(table(&hostile), "a\\x1b[A\\rb   c\\nd\n");
         for (seconds, text) in [
             (0, "Less than a second"),
             (59, "59 seconds"),

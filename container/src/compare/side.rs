@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cofferdam::text::visible;
+
 use super::CompareError;
 use crate::options::Runtime;
 use crate::state::{Container, Containers};
@@ -327,7 +329,7 @@ fn finish(mut command: Command, name: &str) -> io::Result<Run> {
         whole,
         code: waited?.code(),
         said: parse(&text),
-        errors: last.unwrap_or("").trim_start_matches("cofferdam: ").into(),
+        errors: visible(last.unwrap_or("").trim_start_matches("cofferdam: ")),
     })
 }
 

@@ -1,10 +1,12 @@
 //! Commands that show what there is: processes, containers, figures, features.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cofferdam::text::{visible, visible_bytes};
 use cofferdam_agent_protocol::api;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
@@ -76,11 +78,11 @@ pub(super) fn ps(global: &Global, args: &PsArgs) -> Result<(), Error> {
             process.uid,
             process.pid,
             process.ppid,
-            process.state,
+            visible(&process.state),
             seconds / 3600,
             seconds / 60 % 60,
             seconds % 60,
-            process.command.join(" ")
+            visible(&process.command.join(" "))
         ));
     }
     print(&text)
@@ -107,7 +109,7 @@ pub(super) fn list(global: &Global, args: &ListArgs) -> Result<(), Error> {
             container.record.id,
             state["pid"],
             container.status().name(),
-            container.record.bundle.display(),
+            visible_bytes(container.record.bundle.as_os_str().as_bytes()),
             container.record.created
         ));
     }

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cofferdam::text::visible_bytes;
 use cofferdam_agent_protocol::api;
 use oci_spec::runtime::Spec;
 
@@ -127,7 +129,12 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
         if is_ours(*change, path) && !above_others.contains(path.as_path()) {
             continue;
         }
-        let _ = writeln!(text, "{} {}", change.letter(), path.display());
+        let _ = writeln!(
+            text,
+            "{} {}",
+            change.letter(),
+            visible_bytes(path.as_os_str().as_bytes())
+        );
     }
     print(&text)?;
     Ok(0)

@@ -13,7 +13,7 @@ use super::control::{agent, failed, on_the_host};
 use super::{Failed, Outcome, print};
 use crate::cli::format::{self, Template, table};
 use crate::create;
-use crate::options::{Bytes, Isolation, Port};
+use crate::options::{Bytes, Isolation, Port, pairs};
 use crate::shim::container as of;
 use crate::state::{Container, Containers, State, Status};
 
@@ -100,7 +100,7 @@ pub(super) fn inspect(args: &Args) -> Outcome {
         all.push(document(&container, &state));
     }
     match &args.format {
-        None => print(&format!("{:#}\n", Value::Array(all)))?,
+        None => print(&format::document(&Value::Array(all)))?,
         Some(template) => {
             for value in &all {
                 print(&format!("{}\n", template.fill(value)?))?;

@@ -5,11 +5,13 @@ use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
+use cofferdam::text::visible;
+
 use super::attach::show;
 use super::{Outcome, print};
+use crate::log_file::Lines;
 use crate::shim::{LogLine, Stream};
 use crate::state::{Containers, Event, Events, timestamp};
-use crate::log_file::Lines;
 
 /// How long to wait for more to come.
 const POLL: Duration = Duration::from_millis(50);
@@ -160,5 +162,6 @@ fn line(event: &Event) -> String {
         image,
         ..
     } = event;
-    format!("{time} container {action} {id} ({code}image={image}, name={name})\n")
+    let line = format!("{time} container {action} {id} ({code}image={image}, name={name})");
+    visible(&line) + "\n"
 }

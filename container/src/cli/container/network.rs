@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::{Outcome, each, print};
-use crate::cli::format::table;
+use crate::cli::format::{self, table};
 use crate::networks::{DEFAULT, Network, Networks, NetworksError, Subnet, Wanted};
 use crate::options::Network as Chosen;
 use crate::paths;
@@ -105,7 +105,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 .iter()
                 .map(|name| Ok(document(&networks, &networks.find(name)?)))
                 .collect();
-            print(&format!("{:#}\n", json!(found?)))?;
+            print(&format::document(&json!(found?)))?;
             Ok(0)
         }
         Command::Rm { names } => each(&names, |name| {

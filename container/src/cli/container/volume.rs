@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Outcome, each, print};
-use crate::cli::format::table;
+use crate::cli::format::{self, table};
 use crate::paths;
 use crate::state::{Containers, StateError, new_id};
 use crate::volume::Volumes;
@@ -69,7 +69,7 @@ pub(super) fn run(command: Command) -> Outcome {
         }
         Command::Inspect { names } => {
             let found: Result<Vec<_>, _> = names.iter().map(|name| volumes.find(name)).collect();
-            print(&format!("{:#}\n", json!(found?)))?;
+            print(&format::document(&json!(found?)))?;
             Ok(0)
         }
         Command::Rm { names } => each(&names, |name| {

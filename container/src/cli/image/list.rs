@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
+use cofferdam::text::visible_json;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Outcome;
+use crate::cli::format::{document, table};
 use crate::image::reference::Reference;
 use crate::image::store::Record;
 use crate::image::{Store, digest::Digest};
@@ -163,8 +165,7 @@ pub(super) fn inspect(wanted: &Inspect) -> Outcome {
         found.push(describe(&store, &record)?);
     }
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &found).map_err(io::Error::from)?;
-    writeln!(out)?;
+    out.write_all(document(&Value::Array(found)).as_bytes())?;
     Ok(())
 }
 
@@ -279,7 +280,7 @@ pub(crate) fn write(
         for row in rows {
             match quiet {
                 true => writeln!(out, "{}", text(row, "ID"))?,
-                false => writeln!(out, "{row}")?,
+                false => writeln!(out, "{}", visible_json(&row.to_string()))?,
             }
         }
         return Ok(());
@@ -297,20 +298,7 @@ pub(crate) fn write(
             .collect::<Vec<_>>()
     };
     lines.extend(rows.iter().map(cells));
-    let width = |column: usize| {
-        let cells = lines
-            .iter()
-            .map(|line: &Vec<String>| line[column].chars().count());
-        cells.max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    for line in &lines {
-        let mut text = String::new();
-        for (cell, width) in line.iter().zip(&widths) {
-            text.push_str(&format!("{cell:width$}   "));
-        }
-        writeln!(out, "{}", text.trim_end())?;
-    }
+    out.write_all(table(&lines).as_bytes())?;
     Ok(())
 }
 
