@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::Name;
+use cofferdam_root::RootDir;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -134,6 +135,14 @@ fn describe(id: &str, exec: &str) -> String {
 fn size_of_terminal(size: &api::Size) -> Option<(u16, u16)> {
     let clamp = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
     (size.rows != 0 && size.columns != 0).then(|| (clamp(size.rows), clamp(size.columns)))
+}
+
+/// Where something is mounted in a container, or may be, as paths without links.
+fn points(root: &RootDir, spec: &Spec, directories: &[String]) -> Vec<PathBuf> {
+    let mounts = spec.mounts.iter().map(|mount| &mount.destination);
+    let all = mounts.chain(directories);
+    all.map(|path| root.resolve(path).unwrap_or_else(|_| path.into()))
+        .collect()
 }
 
 impl Container {
@@ -281,6 +290,11 @@ impl Containers {
         let rootfs = request.rootfs.as_ref();
         let rootfs = rootfs.ok_or_else(|| Error::invalid("rootfs", "there is none"))?;
         let mounts = Mounts::new(id, rootfs, &request.storages)?;
+        let root = mounts.root()?;
+        for path in &request.directories {
+            root.make_directory(path)
+                .context(|| format!("make the directory {path}"))?;
+        }
         let cgroup = Undo(Some(Cgroup::create(id, spec.linux.resources.as_ref())?));
         let order = Order {
             process,
@@ -296,6 +310,7 @@ impl Containers {
         let Task::Create { spec, .. } = order.task else {
             return Err(missing());
         };
+        let points = points(&root, &spec, &request.directories);
         let namespaces = spec
             .linux
             .namespaces
@@ -330,11 +345,7 @@ impl Containers {
             has_pid_namespace: namespaces.iter().any(|kind| kind == "pid"),
             namespaces,
             seccomp: spec.linux.seccomp,
-            points: spec
-                .mounts
-                .into_iter()
-                .map(|mount| mount.destination.into())
-                .collect(),
+            points,
             mounts,
         };
         state.containers.insert(id.to_owned(), container);

@@ -39,9 +39,14 @@ pub fn set(request: &NetworkRequest) -> Result<()> {
             .context(|| format!("set the guest's name to {}", request.hostname))?;
     }
     fs::create_dir_all(ETC).context(|| format!("make the directory {ETC}"))?;
+    let hostname = match request.hostname.as_str() {
+        "" => String::new(),
+        name => format!("{name}\n"),
+    };
     for (name, text) in [
         ("resolv.conf", &request.resolv_conf),
         ("hosts", &request.hosts),
+        ("hostname", &hostname),
     ] {
         if !text.is_empty() {
             // In place: containers have it mounted.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use cofferdam_agent_protocol::STORAGE;
 use cofferdam_agent_protocol::api::{self, Overlay, Share, Storage, Tmpfs};
 use cofferdam_changes::fill;
+use cofferdam_root::RootDir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -86,6 +87,11 @@ impl Mounts {
     /// Where the container's root is.
     pub fn rootfs(&self) -> PathBuf {
         self.directory.join("rootfs")
+    }
+
+    /// It, to find and make things in it.
+    pub fn root(&self) -> Result<RootDir> {
+        RootDir::open(&self.rootfs()).context(|| "open the container's root".into())
     }
 
     /// The upper directory of the overlay; none if there is nothing but images.

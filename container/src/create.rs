@@ -17,7 +17,7 @@ use crate::network::{self, NetworkError};
 use crate::networks;
 use crate::options::{Health, Isolation, Kind, Network, Options, OptionsError, Port, Pull};
 use crate::paths;
-use crate::shim::{self, Bundle, Guest, HOSTS, Plan, RESOLV_CONF, ROOTFS};
+use crate::shim::{self, Bundle, Guest, HOSTNAME, HOSTS, Plan, RESOLV_CONF, ROOTFS};
 use crate::spec::{self, Bind, SpecError};
 use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
@@ -232,7 +232,7 @@ fn host_binds(shares: &[Share], run: &Path) -> Vec<Bind> {
         read_only: share.read_only,
     });
     // The user's own files win.
-    [etc(RESOLV_CONF), etc(HOSTS)]
+    [etc(RESOLV_CONF), etc(HOSTS), etc(HOSTNAME)]
         .into_iter()
         .chain(shares)
         .collect()
@@ -311,7 +311,7 @@ fn guest_binds(shares: &[Share], options: &Options) -> Vec<Bind> {
         read_only: device.is_read_only(),
     });
     // The user's own files win.
-    [etc("resolv.conf"), etc("hosts")]
+    [etc("resolv.conf"), etc("hosts"), etc("hostname")]
         .into_iter()
         .chain(shares)
         .chain(devices)
@@ -348,6 +348,7 @@ fn bundle(
             .collect(),
         devices: options.device.clone(),
         init: options.init.then(shim::find_init).transpose()?,
+        directories: container.record.volumes_of_image(),
     })
 }
 
@@ -419,6 +420,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
         size: options.tty.then_some((24, 80)),
         network: machine.network(&hostname, hosts, resolv_conf),
         init: options.init,
+        directories: container.record.volumes_of_image(),
     };
     Ok((Plan::Vm(Box::new(machine), guest), ports))
 }

@@ -15,7 +15,6 @@ pub mod network;
 pub mod networks;
 pub mod options;
 pub mod paths;
-pub mod root;
 pub mod runc;
 pub mod settings;
 pub mod shim;
@@ -26,3 +25,4 @@ pub mod vm;
 pub mod volume;
 
 pub use cofferdam::cli::report::describe;
+use cofferdam_root as root;

@@ -24,6 +24,7 @@ mod images;
 mod kernels;
 mod life;
 mod memory;
+mod mounts;
 mod net;
 mod network;
 mod passt;

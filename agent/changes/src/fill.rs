@@ -1,14 +1,14 @@
 //! A new volume gets what the image has at its place.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use rustix::io::Errno;
+use cofferdam_root::RootDir;
+use rustix::fs::OFlags;
 use tar::Archive;
 
 use crate::write_layer;
@@ -41,20 +41,17 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
     Ok(directory.is_dir() && fs::read_dir(directory)?.next().is_none())
 }
 
-/// The directory at `place`, as a path that is good while the file is open. Links lead nowhere else.
-fn find(root: &Path, place: &str) -> io::Result<Option<(PathBuf, File)>> {
-    let root = File::open(root)?;
-    let place = place.trim_start_matches('/');
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    match openat2(&root, place, flags, Mode::empty(), resolve) {
+/// The directory at `place`, as a path that is good while the descriptor is open. Links lead nowhere else.
+fn find(root: &Path, place: &str) -> io::Result<Option<(PathBuf, OwnedFd)>> {
+    match RootDir::open(root)?.find(place, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(found) => {
-            let found = File::from(found);
             let path = format!("/proc/self/fd/{}", found.as_raw_fd());
             Ok(Some((path.into(), found)))
         }
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -41,6 +41,6 @@ pub const SERVICE: &str = "cofferdam.agent.v1.Agent";
 /// The directory in the guest below which storages are mounted.
 pub const STORAGE: &str = "/run/cofferdam/storage";
 
-/// The directory in the guest that has `resolv.conf` and `hosts` as the host gave them: sources for
-/// binds.
+/// The directory in the guest that has `resolv.conf`, `hosts` and `hostname` as the host gave them:
+/// sources for binds.
 pub const ETC: &str = "/run/cofferdam/etc";

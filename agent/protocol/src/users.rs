@@ -7,7 +7,8 @@ pub struct Found {
     pub uid: u32,
     /// The group's.
     pub gid: u32,
-    /// Further groups.
+    /// All groups. The user's own is among them: else a program that takes on another group would leave it,
+    /// and reach what is kept from its members.
     pub groups: Vec<u32>,
 }
 
@@ -49,11 +50,8 @@ pub fn find(name: &str, passwd: &str, group: &str) -> Result<Found, Unknown> {
             .and_then(|entry| number(entry, 2))
             .or(name.parse().ok());
         let gid = gid.ok_or_else(|| unknown("group", name, "/etc/group"))?;
-        return Ok(Found {
-            uid,
-            gid,
-            groups: Vec::new(),
-        });
+        let groups = vec![gid];
+        return Ok(Found { uid, gid, groups });
     }
     let name = entry
         .and_then(|entry| entry.split(':').next())
@@ -62,15 +60,12 @@ pub fn find(name: &str, passwd: &str, group: &str) -> Result<Found, Unknown> {
         let members = line.split(':').nth(3).unwrap_or_default();
         members.split(',').any(|member| member == name)
     };
-    Ok(Found {
-        uid,
-        gid: entry.and_then(|entry| number(entry, 3)).unwrap_or(0),
-        groups: group
-            .lines()
-            .filter(has)
-            .filter_map(|line| number(line, 2))
-            .collect(),
-    })
+    let gid = entry.and_then(|entry| number(entry, 3)).unwrap_or(0);
+    let others = group.lines().filter(has);
+    let others = others.filter_map(|line| number(line, 2));
+    let others = others.filter(|other| *other != gid);
+    let groups = std::iter::once(gid).chain(others).collect();
+    Ok(Found { uid, gid, groups })
 }
 
 #[cfg(test)]
@@ -81,19 +76,21 @@ mod tests {
     #[test]
     fn names_are_found_in_the_containers_files() {
         let passwd = "root:x:0:0::/root:/bin/sh\nbad\nwww:x:33:34::/:/bin/false\n";
-        let group = "root:x:0:\nwww:x:34:\nlogs:x:5:www,other\nx:x:6:other\n";
+        let group = "root:x:0:\nwww:x:34:\nlogs:x:5:www,other\nx:x:6:other,root\n";
         let found = |name| find(name, passwd, group).unwrap();
         let of = |uid, gid, groups: &[u32]| Found {
             uid,
             gid,
             groups: groups.to_vec(),
         };
-        assert_eq!(found("www"), of(33, 34, &[5]));
-        assert_eq!(found("33"), of(33, 34, &[5]));
-        assert_eq!(found("www:logs"), of(33, 5, &[]));
-        assert_eq!(found("www:7"), of(33, 7, &[]));
-        assert_eq!(found("1000"), of(1000, 0, &[]));
-        assert_eq!(found("root"), of(0, 0, &[]));
+        assert_eq!(found("www"), of(33, 34, &[34, 5]));
+        assert_eq!(found("33"), of(33, 34, &[34, 5]));
+        assert_eq!(found("www:logs"), of(33, 5, &[5]));
+        assert_eq!(found("www:7"), of(33, 7, &[7]));
+        assert_eq!(found("1000"), of(1000, 0, &[0]));
+        assert_eq!(found("root"), of(0, 0, &[0, 6]));
+        let own = find("0", "", "root:x:0:root\n").unwrap();
+        assert_eq!(own, of(0, 0, &[0]));
         for name in ["nobody", "www:none", ""] {
             assert!(find(name, passwd, group).is_err(), "{name}");
         }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 
+use cofferdam_root::RootDir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -13,7 +14,7 @@ use nix::pty::Winsize;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::error::{Context, Error, Result};
-use crate::setup::mounts::make_file;
+use crate::setup::sources::Sources;
 use crate::spec::{Device, Spec};
 
 /// What the specification has every container have: path, major, minor.
@@ -34,9 +35,15 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// Makes the devices and links, unless /dev is one that the engine gives as it shall be. The working
-/// directory is the guest's root.
-pub fn make(spec: &Spec) -> Result<()> {
+/// Where the devices of a configuration are.
+pub fn paths(spec: &Spec) -> impl Iterator<Item = &str> {
+    let own = spec.linux.devices.iter().flatten();
+    let defaults = DEFAULTS.iter().map(|(path, ..)| *path);
+    defaults.chain(own.map(|device| device.path.as_str()))
+}
+
+/// Makes the devices and links, unless /dev is one that the engine gives as it shall be.
+pub fn make(spec: &Spec, root: &RootDir, sources: &mut Sources) -> Result<()> {
     let given = spec.mounts.iter().any(|mount| {
         let options = mount.options.as_deref().unwrap_or_default();
         let bind = options
@@ -45,14 +52,16 @@ pub fn make(spec: &Spec) -> Result<()> {
         Path::new(&mount.destination) == Path::new("/dev") && bind
     });
     for device in spec.linux.devices.iter().flatten() {
-        make_device(device)?;
+        make_device(device, root, sources)?;
     }
     if given {
         return Ok(());
     }
-    fs::create_dir_all("/dev").context(|| "make the directory /dev".into())?;
+    root.make_directory("/dev")
+        .context(|| "make the directory /dev".into())?;
     for (path, major, minor) in DEFAULTS {
-        make_node(path, SFlag::S_IFCHR, 0o666, makedev(major, minor))?;
+        let dev = makedev(major, minor);
+        make_node(path, (SFlag::S_IFCHR, 0o666, dev), root, sources)?;
     }
     for (path, target) in LINKS {
         let stale = path == "/dev/ptmx" && Path::new("/dev/pts/ptmx").exists();
@@ -67,7 +76,7 @@ pub fn make(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn make_device(device: &Device) -> Result<()> {
+fn make_device(device: &Device, root: &RootDir, sources: &mut Sources) -> Result<()> {
     let path = device.path.as_str();
     let what = || format!("linux.devices {path}");
     let kind = match device.kind.as_str() {
@@ -92,9 +101,11 @@ fn make_device(device: &Device) -> Result<()> {
         _ => makedev(number(device.major)?, number(device.minor)?),
     };
     if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent).context(|| format!("make the directory of {path}"))?;
+        root.make_directory(parent)
+            .context(|| format!("make the directory of {path}"))?;
     }
-    make_node(path, kind, device.file_mode.unwrap_or(0o666) & 0o7777, dev)?;
+    let mode = device.file_mode.unwrap_or(0o666) & 0o7777;
+    make_node(path, (kind, mode, dev), root, sources)?;
     chown(
         path,
         Some(device.uid.unwrap_or(0)),
@@ -103,16 +114,20 @@ fn make_device(device: &Device) -> Result<()> {
     .context(|| format!("set the owner of {path}"))
 }
 
-fn make_node(path: &str, kind: SFlag, mode: u32, dev: libc::dev_t) -> Result<()> {
+fn make_node(
+    path: &str,
+    (kind, mode, dev): (SFlag, u32, libc::dev_t),
+    root: &RootDir,
+    sources: &mut Sources,
+) -> Result<()> {
     match mknod(path, kind, Mode::from_bits_truncate(mode), dev) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        // In a user namespace: the guest's own, below the working directory.
-        Err(Errno::EPERM) => {
-            make_file(path)?;
-            let own = path.trim_start_matches('/');
-            let none = None::<&str>;
-            mount(Some(own), path, none, MsFlags::MS_BIND, none)
-                .context(|| format!("mount the guest's device {path}"))
+        // In a user namespace: the guest's own.
+        Err(error @ Errno::EPERM) => {
+            let doing = || format!("mount the guest's device {path}");
+            let device = sources.device(path).ok_or(error).context(doing)?;
+            root.make_file(path).context(doing)?;
+            device.attach(path).context(doing)
         }
         result => result.context(|| format!("make the device {path}")),
     }
@@ -152,8 +167,9 @@ impl Terminal {
     }
 
     /// Makes it the one on /dev/console.
-    pub fn be_console(&self) -> Result<()> {
-        make_file("/dev/console")?;
+    pub fn be_console(&self, root: &RootDir) -> Result<()> {
+        root.make_file("/dev/console")
+            .context(|| "make the file /dev/console".into())?;
         let mut number: libc::c_uint = 0;
         // SAFETY: the kernel writes an unsigned int, which outlives the call.
         check(unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) })

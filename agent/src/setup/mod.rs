@@ -11,6 +11,7 @@ mod privileges;
 mod program;
 mod schedule;
 mod seccomp;
+mod sources;
 mod userns;
 mod users;
 
@@ -22,6 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::exit;
 
+use cofferdam_root::RootDir;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -208,21 +210,19 @@ fn become_container(
     for (name, value) in all.filter(|(name, _)| !network::is_sysctl(name)) {
         set_sysctl(name, value)?;
     }
-    let outside = mounts::enter(spec, rootfs)?;
-    outside.mount_all(spec)?;
-    outside.visit()?;
-    devices::make(spec)?;
-    outside.leave()?;
+    let mut sources = mounts::enter(spec, rootfs)?;
+    let root = RootDir::open("/".as_ref()).context(|| "open the container's root".into())?;
+    mounts::mount_all(spec, &root, &mut sources)?;
+    devices::make(spec, &root, &mut sources)?;
     let process = users::resolved(&order.process)?;
     let terminal = open_terminal(order, &process)?;
     if let Some(terminal) = &terminal {
-        terminal.be_console()?;
+        terminal.be_console(&root)?;
     }
     let cwd = &order.process.cwd;
     if !cwd.is_empty() && fs::metadata(cwd).is_err() {
-        umask(Mode::from_bits_truncate(0o022));
-        fs::create_dir_all(cwd).context(|| format!("make the working directory {cwd}"))?;
-        umask(Mode::empty());
+        root.make_directory(cwd)
+            .context(|| format!("make the working directory {cwd}"))?;
     }
     mounts::restrict(spec)?;
     let init = matches!(order.task, Task::Create { init: true, .. });

@@ -1,22 +1,23 @@
 //! A container's view of the file system: made in its own mount namespace, after its root has become
-//! the root, so that every path is looked up as the container does. What the guest has stays in reach
-//! as the working directory until all is mounted.
+//! the only one that is in reach, so that every path is looked up as the container does.
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, symlink};
 use std::path::Path;
 
+use cofferdam_root::RootDir;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{chdir, fchdir, pivot_root};
+use rustix::fs::OFlags;
 
 use crate::error::{Context, Error, Result};
 use crate::setup::options::{Options, propagation};
+use crate::setup::sources::{Sources, Tree};
 use crate::spec::{Mount, Spec};
 
 const NONE: Option<&str> = None;
@@ -37,12 +38,9 @@ pub fn prepare(spec: &Spec) -> Result<()> {
         .context(|| format!("mount sysfs on {SYSFS}"))
 }
 
-/// The guest's own root while a container's is already the root.
-#[derive(Debug)]
-pub struct Outside(OwnedFd);
-
-/// Makes `rootfs`, a mount, the root of this mount namespace. The working directory is the guest's.
-pub fn enter(spec: &Spec, rootfs: &str) -> Result<Outside> {
+/// Makes `rootfs`, a mount, the root of this mount namespace, and lets go of the guest's. Gives what was
+/// taken of that for the mounts of the configuration.
+pub fn enter(spec: &Spec, rootfs: &str) -> Result<Sources> {
     // What is mounted here never shows in the guest. The other way round is up to the engine.
     let flags = match spec.linux.rootfs_propagation.as_deref() {
         Some(name) => propagation(name)
@@ -56,6 +54,7 @@ pub fn enter(spec: &Spec, rootfs: &str) -> Result<Outside> {
     };
     mount(NONE, "/", NONE, first | MsFlags::MS_REC, NONE)
         .context(|| "detach the container's mounts from the guest's".into())?;
+    let sources = Sources::take(spec, SYSFS)?;
     let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let old = open("/", directory, Mode::empty()).context(|| "open the guest's root".into())?;
     // One of this namespace's own: what came with it cannot be moved from within a user namespace.
@@ -64,123 +63,98 @@ pub fn enter(spec: &Spec, rootfs: &str) -> Result<Outside> {
         .context(|| format!("mount {rootfs} on itself"))?;
     chdir(rootfs).context(|| format!("enter the container's root {rootfs}"))?;
     pivot_root(".", ".").context(|| format!("make {rootfs} the container's root"))?;
+    // It lies on the new root now: whatever leads up to that, by `..`, would end in the old one.
     fchdir(&old).context(|| "return to the guest's root".into())?;
-    Ok(Outside(old))
+    umount2(".", MntFlags::MNT_DETACH).context(|| "let go of the guest's root".into())?;
+    chdir("/").context(|| "enter the container's root".into())?;
+    Ok(sources)
 }
 
-impl Outside {
-    /// Makes the guest's root the working directory.
-    pub fn visit(&self) -> Result<()> {
-        fchdir(&self.0).context(|| "return to the guest's root".into())
+/// Makes all mounts of the configuration, in its order.
+pub fn mount_all(spec: &Spec, root: &RootDir, sources: &mut Sources) -> Result<()> {
+    for (number, item) in spec.mounts.iter().enumerate() {
+        let what = || format!("mount on {}", item.destination);
+        if !item.destination.starts_with('/') || Path::new(&item.destination) == Path::new("/") {
+            let why = "the destination is no absolute path below the root";
+            return Err(Error::invalid(what(), why));
+        }
+        if item.uid_mappings.is_some() || item.gid_mappings.is_some() {
+            let why = "mounts with mapped IDs are not supported";
+            return Err(Error::invalid(what(), why));
+        }
+        mount_one(item, root, sources.mount(number))?;
     }
+    Ok(())
+}
 
-    /// Lets go of the guest's file systems.
-    pub fn leave(self) -> Result<()> {
-        self.visit()?;
-        umount2(".", MntFlags::MNT_DETACH).context(|| "let go of the guest's root".into())?;
-        chdir("/").context(|| "enter the container's root".into())
+/// Mounts `source`, or something new, where the destination leads; that has no links in it then.
+fn mount_one(item: &Mount, root: &RootDir, source: Option<Tree>) -> Result<()> {
+    let options = Options::of(item);
+    let kind = item.kind.as_deref().unwrap_or("none");
+    let destination = item.destination.as_str();
+    if matches!(kind, "proc" | "sysfs") {
+        ordinary(kind, root, destination)?;
     }
-
-    /// Makes all mounts of the configuration, in its order.
-    pub fn mount_all(&self, spec: &Spec) -> Result<()> {
-        let is_mapped = spec.has_user_namespace();
-        for item in &spec.mounts {
-            let what = || format!("mount on {}", item.destination);
-            if !item.destination.starts_with('/') || Path::new(&item.destination) == Path::new("/")
-            {
-                let why = "the destination is no absolute path below the root";
-                return Err(Error::invalid(what(), why));
-            }
-            if item.uid_mappings.is_some() || item.gid_mappings.is_some() {
-                return Err(Error::invalid(
-                    what(),
-                    "mounts with mapped IDs are not supported",
-                ));
-            }
-            if is_mapped && item.kind.as_deref() == Some("sysfs") {
-                let mut bind = item.clone();
-                bind.kind = Some("bind".into());
-                bind.source = Some(SYSFS.into());
-                self.mount_one(&bind)?;
-            } else {
-                self.mount_one(item)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn mount_one(&self, item: &Mount) -> Result<()> {
-        let options = Options::parse(item.options.as_deref().unwrap_or_default());
-        let target = item.destination.as_str();
-        let kind = item.kind.as_deref().unwrap_or("none");
-        if kind == "bind" || options.bind.is_some() {
-            self.bind(item, &options)?;
-        } else {
-            make_directory(target)?;
-            mount_new(
-                item,
-                &options,
-                if kind == "cgroup" { "cgroup2" } else { kind },
-            )?;
-        }
-        for flags in &options.propagation {
-            mount(NONE, target, NONE, *flags, NONE)
-                .context(|| format!("set the propagation of {target}"))?;
-        }
-        if options.recursive != (0, 0) {
-            set_attributes(target, options.recursive)?;
-        }
-        Ok(())
-    }
-
-    fn bind(&self, item: &Mount, options: &Options) -> Result<()> {
-        let target = item.destination.as_str();
-        let source = item.source.as_deref().unwrap_or_default();
-        let refuse = || {
-            Error::invalid(
-                format!("source of the mount on {target}"),
-                "no absolute path",
-            )
-        };
-        // Below the working directory.
-        let below = source.strip_prefix('/').ok_or_else(refuse)?;
-        let below = if below.is_empty() { "." } else { below };
-        self.visit()?;
-        let about = fs::metadata(below).context(|| format!("find {source} for {target}"))?;
-        if about.is_dir() {
-            make_directory(target)?;
-        } else {
-            make_file(target)?;
-        }
-        let recursive = match options.bind {
-            Some(true) | None => MsFlags::MS_REC,
-            Some(false) => MsFlags::empty(),
-        };
-        mount(
-            Some(below),
+    let is_directory = source.as_ref().is_none_or(|tree| tree.is_directory);
+    let place = match is_directory {
+        true => root.make_directory(destination),
+        false => root.make_file(destination),
+    };
+    let place = place.context(|| format!("make {destination} to mount on"))?;
+    let target = place.to_str().ok_or_else(|| {
+        let what = format!("mount on {destination}");
+        Error::invalid(what, "it leads to a path that is not UTF-8")
+    })?;
+    match source {
+        Some(tree) => attach(tree, target, &options)?,
+        None => mount_new(
+            item,
             target,
-            NONE,
-            MsFlags::MS_BIND | recursive,
-            NONE,
-        )
-        .context(|| format!("mount {source} on {target}"))?;
-        if options.set.is_empty() && options.clear.is_empty() {
-            return Ok(());
-        }
-        let flags = options.flags_of_bind(flags_of(target)?);
-        mount(
-            NONE,
-            target,
-            NONE,
-            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags,
-            NONE,
-        )
+            &options,
+            if kind == "cgroup" { "cgroup2" } else { kind },
+        )?,
+    }
+    for flags in &options.propagation {
+        mount(NONE, target, NONE, *flags, NONE)
+            .context(|| format!("set the propagation of {target}"))?;
+    }
+    if options.recursive != (0, 0) {
+        set_attributes(target, options.recursive)?;
+    }
+    Ok(())
+}
+
+/// Refuses to mount what the kernel makes where a link leads; in runc's words.
+fn ordinary(kind: &str, root: &RootDir, destination: &str) -> Result<()> {
+    let found = root.find(destination, OFlags::PATH | OFlags::NOFOLLOW);
+    let about = found.and_then(|found| File::from(found).metadata());
+    if about.is_ok_and(|about| !about.is_dir()) {
+        let why = format!("filesystem {kind:?} must be mounted on ordinary directory");
+        return Err(Error::invalid(format!("mount on {destination}"), why));
+    }
+    Ok(())
+}
+
+fn attach(tree: Tree, target: &str, options: &Options) -> Result<()> {
+    let doing = || format!("mount on {target}");
+    let is_directory = fs::metadata(target).context(doing)?.is_dir();
+    if is_directory != tree.is_directory {
+        let why = match is_directory {
+            true => "it is a directory, and what is to be mounted is a file",
+            false => "it is a file, and what is to be mounted is a directory",
+        };
+        return Err(Error::invalid(doing(), why));
+    }
+    tree.attach(target).context(doing)?;
+    if options.set.is_empty() && options.clear.is_empty() {
+        return Ok(());
+    }
+    let flags = options.flags_of_bind(flags_of(target)?) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    mount(NONE, target, NONE, flags, NONE)
         .context(|| format!("set the options of the mount on {target}"))
-    }
 }
 
-fn mount_new(item: &Mount, options: &Options, kind: &str) -> Result<()> {
-    let target = item.destination.as_str();
+fn mount_new(item: &Mount, target: &str, options: &Options, kind: &str) -> Result<()> {
     let source = item.source.as_deref().unwrap_or(kind);
     let data = options.data.join(",");
     // What was there is in reach by its descriptor when it is covered.
@@ -257,25 +231,6 @@ fn set_attributes(target: &str, (set, clear): (u64, u64)) -> Result<()> {
     }
     Err(io::Error::last_os_error())
         .context(|| format!("set the attributes of the mount on {target}"))
-}
-
-/// A directory to mount on.
-fn make_directory(path: &str) -> Result<()> {
-    fs::create_dir_all(path).context(|| format!("make the directory {path}"))
-}
-
-/// A file to mount on.
-pub fn make_file(path: &str) -> Result<()> {
-    if Path::new(path).exists() {
-        return Ok(());
-    }
-    if let Some(parent) = Path::new(path).parent() {
-        make_directory(&parent.to_string_lossy())?;
-    }
-    let file = File::options().create(true).append(true).open(path);
-    file.context(|| format!("make the file {path}"))?
-        .set_permissions(fs::Permissions::from_mode(0o644))
-        .context(|| format!("set the mode of {path}"))
 }
 
 /// Copies what directories, files and links there are, with owners and modes.

@@ -2,6 +2,8 @@
 
 use nix::mount::MsFlags;
 
+use crate::spec::Mount;
+
 /// What the options of one mount say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -107,8 +109,13 @@ pub fn propagation(name: &str) -> Option<MsFlags> {
 }
 
 impl Options {
+    /// Those of a mount of the configuration.
+    pub fn of(item: &Mount) -> Self {
+        Self::parse(item.options.as_deref().unwrap_or_default())
+    }
+
     /// Reads them.
-    pub fn parse(options: &[String]) -> Self {
+    fn parse(options: &[String]) -> Self {
         let mut all = Self::default();
         for option in options {
             let find = |table: &[(&str, MsFlags)]| {

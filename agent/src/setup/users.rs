@@ -1,10 +1,9 @@
 //! Users by name, as the container's own files know them.
 
-use std::fs;
-
 use cofferdam_agent_protocol::users;
+use cofferdam_root::RootDir;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::Process;
 
 /// The process with numbers in the place of `user.username`, which is `USER[:GROUP]` as an image or a
@@ -16,8 +15,8 @@ pub fn resolved(process: &Process) -> Result<Process> {
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         return Ok(process);
     };
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let found = users::find(&name, &read("/etc/passwd"), &read("/etc/group"))
+    let root = RootDir::open("/".as_ref()).context(|| "open the container's root".into())?;
+    let found = users::find(&name, &root.text("/etc/passwd"), &root.text("/etc/group"))
         .map_err(|unknown| Error::invalid("process.user", unknown))?;
     process.user.uid = found.uid;
     process.user.gid = found.gid;

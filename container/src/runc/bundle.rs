@@ -149,7 +149,6 @@ impl Bundle {
         }
         let image = rootfs::image(&rootfs).map_err(file("root.path", &rootfs))?;
         let namespaces = namespaces(&mut spec)?;
-        mounts::ordinary_places(&spec, &rootfs)?;
         let shares = mounts::mounts(&mut spec, &dir)?;
         if let Some(process) = spec.process_mut() {
             // Names of the host's rules for its own system calls and files, which nobody in the

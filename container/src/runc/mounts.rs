@@ -18,23 +18,6 @@ pub(super) struct Share {
     pub read_only: bool,
 }
 
-/// Refuses to mount what the kernel makes where a link of the image's leads; in runc's words.
-pub(super) fn ordinary_places(spec: &Spec, rootfs: &Path) -> Result<(), BundleError> {
-    for mount in spec.mounts().iter().flatten() {
-        let Some(kind @ ("proc" | "sysfs")) = mount.typ().as_deref() else {
-            continue;
-        };
-        let place = mount.destination().strip_prefix("/");
-        let place = rootfs.join(place.unwrap_or(mount.destination()));
-        let is_ordinary = fs::symlink_metadata(&place).map_or(true, |about| about.is_dir());
-        if !is_ordinary {
-            let why = format!("filesystem {kind:?} must be mounted on ordinary directory");
-            return refuse("mounts", why);
-        }
-    }
-    Ok(())
-}
-
 /// Lets binds come from what the agent mounts, and gives what is to be shared.
 pub(super) fn mounts(spec: &mut Spec, dir: &Path) -> Result<Vec<Share>, BundleError> {
     let (mut shares, mut all) = (Vec::new(), Vec::new());

@@ -7,17 +7,14 @@
 use std::fs::metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 
 use super::mountinfo;
 use crate::root::RootDir;
 use crate::vm::{Image, ImageKind};
-
-const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
-const FILE: Mode = Mode::from_raw_mode(0o644);
 
 /// A place in a root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +38,10 @@ pub(super) fn make(root: &Path, mounts: &[Place], cwd: &Path) -> io::Result<()> 
             above != Path::new("/") && above != below && below.starts_with(above)
         };
         if !mounts.iter().any(covers) {
-            make_one(&root, place)?;
+            match place.is_file {
+                true => root.make_file(&place.path)?,
+                false => root.make_directory(&place.path)?,
+            };
         }
     }
     Ok(())
@@ -91,31 +91,6 @@ fn mount_id(path: &Path) -> io::Result<Option<u64>> {
     Ok(is_told.then_some(about.stx_mnt_id))
 }
 
-fn make_one(root: &RootDir, place: &Place) -> io::Result<()> {
-    let steps = place.path.components();
-    let names = steps.filter(|step| matches!(step, Component::Normal(_)));
-    let names: Vec<_> = names.map(Component::as_os_str).collect();
-    let mut parent = root.find("/", OFlags::PATH)?;
-    let mut path = PathBuf::new();
-    for (number, name) in names.iter().enumerate() {
-        path.push(name);
-        let is_last = number + 1 == names.len();
-        parent = match root.find(&path, OFlags::PATH) {
-            Ok(found) => found,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) if is_last && place.is_file => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                openat(&parent, *name, flags, FILE)?
-            }
-            Err(_) => {
-                mkdirat(&parent, *name, DIRECTORY)?;
-                root.find(&path, OFlags::PATH)?
-            }
-        };
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -155,7 +130,8 @@ mod tests {
         assert!(root.join("there/e").is_file() && root.join("relative").is_dir());
         assert!(!root.join("proc/sys").exists());
         let cwd = Path::new("/");
-        assert!(make(&root, &[place("/dangling/x", false)], cwd).is_err());
+        make(&root, &[place("/dangling/x", false)], cwd).unwrap();
+        assert!(root.join("missing/x").is_dir());
         let _ = make(&root, &[place("/out/x", true), place("/../y", true)], cwd);
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
         assert!(!dir.join("y").exists());

@@ -294,6 +294,7 @@ fn guest(
         streams: wanted(window.is_some()),
         size: window,
         init: false,
+        directories: Vec::new(),
         network,
     })
 }

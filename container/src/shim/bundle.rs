@@ -2,7 +2,7 @@
 //! root file system know.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cofferdam_changes::fill;
 use oci_spec::runtime::Spec;
@@ -15,6 +15,8 @@ use crate::{spec, state};
 
 /// What is bound to its /etc/hosts, in the directory of its mounts and sockets.
 pub const HOSTS: &str = "hosts";
+/// And to its /etc/hostname.
+pub const HOSTNAME: &str = "hostname";
 /// And to its /etc/resolv.conf.
 pub const RESOLV_CONF: &str = "resolv.conf";
 /// Its configuration.
@@ -54,6 +56,8 @@ pub struct Bundle {
     pub devices: Vec<Device>,
     /// A program of the host's that its program runs below.
     pub init: Option<PathBuf>,
+    /// Directories that are made where its image has none.
+    pub directories: Vec<String>,
 }
 
 /// The host's program for `--init`.
@@ -74,7 +78,13 @@ pub fn find_init() -> Result<PathBuf, ProcessError> {
 impl Bundle {
     /// Writes all of it, where the runtime looks for it.
     pub(super) fn prepare(&self, root: &RootDir) -> Result<(), ProcessError> {
-        let etc = [(HOSTS, &self.hosts), (RESOLV_CONF, &self.resolv_conf)];
+        let mut spec: Spec = state::load(&self.dir.join(CONFIG))?;
+        let hostname = format!("{}\n", spec.hostname().as_deref().unwrap_or_default());
+        let etc = [
+            (HOSTS, &self.hosts),
+            (HOSTNAME, &hostname),
+            (RESOLV_CONF, &self.resolv_conf),
+        ];
         for (name, text) in etc {
             fs::write(self.run.join(name), text).map_err(io("write the container's names"))?;
         }
@@ -84,7 +94,16 @@ impl Bundle {
                 source,
             })?;
         }
-        let mut spec: Spec = state::load(&self.dir.join(CONFIG))?;
+        // A link to nothing is none for a runtime.
+        let cwd = spec
+            .process()
+            .as_ref()
+            .map(|process| process.cwd().as_path());
+        let directories = self.directories.iter().map(Path::new);
+        for path in directories.chain(cwd) {
+            root.make_directory(path)
+                .map_err(io("make the working directory, or the image's volumes"))?;
+        }
         if let Some(process) = spec.process_mut() {
             spec::resolve_user(process, root)?;
         }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-pub use bundle::{Bundle, HOSTS, RESOLV_CONF, find_init};
+pub use bundle::{Bundle, HOSTNAME, HOSTS, RESOLV_CONF, find_init};
 pub use output::{LogLine, Stream};
 pub use process::{ProcessError, delete as delete_process, exec as exec_process, find_runtime};
 pub use rootfs::ROOTFS;

@@ -88,6 +88,8 @@ pub struct Guest {
     pub network: api::NetworkRequest,
     /// The program runs below an init process.
     pub init: bool,
+    /// Directories that are made where its image has none.
+    pub directories: Vec<String>,
 }
 
 /// How a container's process ended.
@@ -322,6 +324,7 @@ impl Vm {
         request.size = guest.size.map(size).into();
         request.streams = Some(guest.streams.clone()).into();
         request.init = guest.init;
+        request.directories = guest.directories;
         agent.create(request)?;
         let streams = Streams::connect(&agent, &guest.streams)?;
         let id = guest.id;

@@ -127,7 +127,8 @@ pub fn labels(options: &Options, image: &ImageConfiguration) -> BTreeMap<String,
 /// The name that the container has for itself.
 pub fn hostname(id: &str, options: &Options) -> String {
     let short = || id.chars().take(12).collect();
-    options.hostname.clone().unwrap_or_else(short)
+    let given = options.hostname.clone().filter(|name| !name.is_empty());
+    given.unwrap_or_else(short)
 }
 
 /// What is run, with its arguments.
@@ -201,9 +202,7 @@ pub fn user(text: &str) -> User {
         Err(_) => user.set_gid(0),
     };
     // Also of a number, the group and further groups are in the image's files.
-    if text != "0" && text != "0:0" {
-        user.set_username(Some(text.to_owned()));
-    }
+    user.set_username(Some(text.to_owned()));
     user
 }
 

@@ -34,6 +34,16 @@ pub struct Record {
     pub health: Option<Health>,
 }
 
+impl Record {
+    /// Where its image declares volumes.
+    pub fn volumes_of_image(&self) -> Vec<String> {
+        let config = self.image_config.config().as_ref();
+        config
+            .and_then(|config| config.volumes().clone())
+            .unwrap_or_default()
+    }
+}
+
 /// A directory or file of the host that is mounted in the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {

@@ -143,7 +143,9 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
 fn mount_points(container: &Container) -> Result<Vec<PathBuf>, Failed> {
     let spec: Spec = state::load(&container.bundle().join("config.json"))?;
     let mounts = spec.mounts().iter().flatten();
-    Ok(mounts.map(|mount| mount.destination().clone()).collect())
+    let places = mounts.map(|mount| mount.destination().clone());
+    let volumes = container.record.volumes_of_image().into_iter();
+    Ok(places.chain(volumes.map(PathBuf::from)).collect())
 }
 
 pub(super) fn commit(args: &CommitArgs) -> Outcome {
