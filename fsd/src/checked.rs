@@ -6,6 +6,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -15,10 +16,16 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 
 /// Refuses names that are paths, and passes all else on.
-pub struct Checked<F>(pub F);
+pub struct Checked<F>(pub Arc<F>);
+
+impl<F> Clone for Checked<F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 /// Refuses what is no name of a directory's entry.
-fn check(name: &CStr) -> io::Result<()> {
+pub fn check(name: &CStr) -> io::Result<()> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
         name if name.contains(&b'/') => Err(io::Error::from_raw_os_error(libc::EINVAL)),

@@ -6,6 +6,7 @@
 //! ([`monitor`]), gives up what it does not need ([`filter`]) and serves the other ([`server`]). The
 //! file system itself is virtiofsd's.
 
+mod backend;
 mod checked;
 mod filter;
 mod logger;
@@ -13,6 +14,7 @@ mod monitor;
 mod sandbox;
 mod server;
 mod share;
+mod unnamed;
 
 use std::fmt;
 use std::io;

@@ -1,5 +1,6 @@
 //! The server: virtiofsd's file system, behind its vhost-user back end.
 
+use std::fs::File;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -8,20 +9,22 @@ use std::time::Duration;
 
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
-use virtiofsd::filesystem::FileSystem;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
 use virtiofsd::passthrough::{Config, PassthroughFs};
 use virtiofsd::soft_idmap::cmdline::IdMap;
-use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory_017::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::backend::{Backend, Named};
 use crate::checked::Checked;
 use crate::filter::{self, FilterError};
 use crate::monitor;
 use crate::sandbox::Sandbox;
+use crate::unnamed::Unnamed;
 
 /// Descriptors that the process needs for itself: a memory table's, the rings', its own.
 const OWN_FILES: u64 = 100;
+/// One in so many descriptors may be of a file without a name.
+const UNNAMED_PART: u64 = 16;
 /// How long the guest may believe what it knows of a file before it asks again.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,9 @@ pub enum ServerError {
 /// change anything before the kernel has to.
 pub fn serve(socket: &UnixStream, sandbox: Sandbox, read_only: bool) -> Result<(), ServerError> {
     let (listener, connection) = connect().map_err(ServerError::Connection)?;
+    let descriptors = sandbox.proc_self_fd.try_clone();
+    let descriptors = descriptors.map_err(ServerError::FileSystem)?;
+    let unnamed = Unnamed::new(unnamed_files(&sandbox), sandbox.is_single_user, TIMEOUT);
     let config = config(sandbox);
     // Before the first thread, so that it holds for all of them.
     filter::apply()?;
@@ -54,12 +60,12 @@ pub fn serve(socket: &UnixStream, sandbox: Sandbox, read_only: bool) -> Result<(
         let fs = PassthroughFsRo::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(fs, listener)
+        run(fs, unnamed, descriptors, listener)
     } else {
         let fs = PassthroughFs::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(fs, listener)
+        run(fs, unnamed, descriptors, listener)
     }
 }
 
@@ -72,7 +78,19 @@ fn connect() -> io::Result<(Listener, UnixStream)> {
     Ok((listener.into(), connection))
 }
 
+/// How many files without names the guest may have.
+fn unnamed_files(sandbox: &Sandbox) -> usize {
+    usize::try_from(sandbox.max_files / UNNAMED_PART).unwrap_or(usize::MAX)
+}
+
+/// How many descriptors the guest may have of other files.
+fn named_files(sandbox: &Sandbox) -> u64 {
+    let others = sandbox.max_files / UNNAMED_PART + OWN_FILES;
+    sandbox.max_files.saturating_sub(others)
+}
+
 fn config(sandbox: Sandbox) -> Config {
+    let guest_fd_limit = named_files(&sandbox);
     // Who is the only user there makes all files, whoever makes them in the guest.
     let squash = sandbox.is_single_user.then(|| {
         vec![IdMap::SquashGuest {
@@ -88,23 +106,21 @@ fn config(sandbox: Sandbox) -> Config {
         proc_sfd_rawfd: Some(sandbox.proc_self_fd),
         // Files of two file systems may have one number.
         announce_submounts: true,
-        guest_fd_limit: sandbox.max_files.saturating_sub(OWN_FILES),
+        guest_fd_limit,
         uid_map: squash.clone(),
         gid_map: squash,
         ..Config::default()
     }
 }
 
-fn run<F>(fs: F, mut listener: Listener) -> Result<(), ServerError>
-where
-    F: FileSystem + Send + Sync + 'static,
-{
+fn run<F: Named>(
+    fs: F,
+    unnamed: Unnamed,
+    descriptors: File,
+    mut listener: Listener,
+) -> Result<(), ServerError> {
     let failed = |error: &dyn std::fmt::Debug| ServerError::Backend(format!("{error:?}"));
-    // Without a pool of threads: requests are answered in their order, which is how the monitor
-    // knows what is left to answer when this process dies.
-    let backend = VhostUserFsBackendBuilder::default()
-        .build(Checked(fs))
-        .map_err(|error| failed(&error))?;
+    let backend = Backend::new(Checked(Arc::new(fs)), unnamed, descriptors);
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory)
         .map_err(|error| failed(&error))?;

@@ -25,6 +25,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Numbers of FUSE requests.
 mod op {
     pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
     pub const READLINK: u32 = 5;
     pub const SYMLINK: u32 = 6;
     pub const MKNOD: u32 = 8;
@@ -34,9 +37,15 @@ mod op {
     pub const LINK: u32 = 13;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const FSYNC: u32 = 20;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const CREATE: u32 = 35;
+    pub const BATCH_FORGET: u32 = 42;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
+    pub const TMPFILE: u32 = 51;
 }
 
 /// The root of what is mounted.
@@ -212,6 +221,34 @@ impl Guest {
         Ok(String::from_utf8(data).unwrap())
     }
 
+    fn write(&mut self, node: u64, text: &str) -> Result<(), i32> {
+        let len = u32::try_from(text.len()).unwrap();
+        let body = [
+            vec![0; 16],
+            words(&[len, 0, 0, 0, 0, 0]),
+            text.as_bytes().to_vec(),
+        ];
+        self.call(op::WRITE, node, &body.concat()).map(drop)
+    }
+
+    /// Makes a file without a name; returns its node.
+    fn make_unnamed(&mut self, directory: u64) -> Result<u64, i32> {
+        let flags = libc::O_TMPFILE | libc::O_RDWR;
+        let body = [
+            words(&[flags.cast_unsigned(), 0o4640, 0, 0]),
+            zero_ended(&["/"]),
+        ];
+        let entry = self.call(op::TMPFILE, directory, &body.concat())?;
+        Ok(long(&entry, 0))
+    }
+
+    /// Gives a file one more name.
+    fn link(&mut self, node: u64, directory: u64, name: &str) -> Result<u64, i32> {
+        let body = [node.to_le_bytes().to_vec(), zero_ended(&[name])];
+        let entry = self.call(op::LINK, directory, &body.concat())?;
+        Ok(long(&entry, 0))
+    }
+
     fn mkdir(&mut self, parent: u64, name: &str) -> Result<Vec<u8>, i32> {
         let body = [words(&[0o755, 0]), zero_ended(&[name])].concat();
         self.call(op::MKDIR, parent, &body)
@@ -278,6 +315,74 @@ fn a_directory_is_served() {
         .unwrap();
     assert!(!shared.join("file").exists());
     assert_eq!(guest.lookup(ROOT, "file"), Err(libc::ENOENT));
+}
+
+/// If it fails, programs that write to a file before it has a name (O_TMPFILE) do not work on a volume, or
+/// what they wrote is lost, seen too early, or another file's.
+#[test]
+fn a_file_without_a_name_gets_one() {
+    let (_dir, shared) = tree();
+    let mut guest = Guest::sharing(&shared);
+    let (inner, _) = guest.lookup(ROOT, "inner").unwrap();
+    let file = guest.make_unnamed(inner).unwrap();
+    let other = guest.make_unnamed(inner).unwrap();
+    guest.write(file, "one and more").unwrap();
+    guest.write(other, "other").unwrap();
+    assert_eq!(guest.read(file).unwrap(), "one and more");
+    assert_eq!(guest.read(other).unwrap(), "other");
+    let size_and_mode = 1 | 1 << 3;
+    let mut attributes = words(&[size_and_mode, 0]);
+    attributes.extend(words(&[
+        0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o4600, 0, 0, 0, 0,
+    ]));
+    guest.call(op::SETATTR, file, &attributes).unwrap();
+    guest.call(op::FSYNC, file, &[0; 16]).unwrap();
+    let about = guest.call(op::GETATTR, file, &[0; 16]).unwrap();
+    let of_attr = |at: usize| word(&about, 16 + at);
+    assert_eq!((of_attr(8), of_attr(60), of_attr(64)), (3, 0o100_600, 0));
+    let data = [0u64.to_le_bytes(), 0u64.to_le_bytes()].concat();
+    let data = [data, words(&[libc::SEEK_HOLE.cast_unsigned(), 0])].concat();
+    assert_eq!(long(&guest.call(op::LSEEK, file, &data).unwrap(), 0), 3);
+    let copy = [vec![0; 16], file.to_le_bytes().to_vec(), vec![0; 32]];
+    let (named, _) = guest.lookup(ROOT, "file").unwrap();
+    for from in [named, file] {
+        let copied = guest.call(op::COPY_FILE_RANGE, from, &copy.concat());
+        assert_eq!(copied, Err(libc::EXDEV));
+    }
+    assert_eq!(fs::read_dir(shared.join("inner")).unwrap().count(), 0);
+
+    for name in ["../x", "..", "", "a/b"] {
+        assert_eq!(guest.link(file, ROOT, name), Err(libc::EINVAL), "{name:?}");
+    }
+    assert_eq!(guest.link(file, ROOT, "file"), Err(libc::EEXIST));
+    assert_eq!(guest.link(file, named, "x"), Err(libc::ENOTDIR));
+    let linked = guest.link(file, ROOT, "made").unwrap();
+    assert_eq!(guest.read(linked).unwrap(), "one");
+    assert_eq!(guest.lookup(ROOT, "made").unwrap(), (linked, 0o100_600));
+    guest.link(file, inner, "again").unwrap();
+    let on_host = fs::metadata(shared.join("inner/again")).unwrap();
+    assert_eq!((on_host.nlink(), on_host.mode()), (2, 0o100_600));
+
+    // No answers come to these.
+    guest.try_call(op::FORGET, file, &1u64.to_le_bytes());
+    assert_eq!(guest.call(op::GETATTR, file, &[0; 16]), Err(libc::EBADF));
+    let mut many = words(&[1, 0]);
+    many.extend([other.to_le_bytes(), 1u64.to_le_bytes()].concat());
+    guest.try_call(op::BATCH_FORGET, 0, &many);
+    assert_eq!(guest.link(other, ROOT, "late"), Err(libc::EBADF));
+    assert_eq!(guest.read(linked).unwrap(), "one");
+}
+
+/// If it fails, a guest writes to a file system that it may only read.
+#[test]
+fn no_file_without_a_name_is_made_where_none_may_be() {
+    let (_dir, shared) = tree();
+    let mut guest = Guest::new(&[&share(&shared, None, true)]);
+    assert_eq!(guest.make_unnamed(ROOT), Err(libc::EROFS));
+    let mut guest = Guest::sharing(&shared);
+    let (file, _) = guest.lookup(ROOT, "file").unwrap();
+    assert_eq!(guest.make_unnamed(file), Err(libc::ENOTDIR));
+    assert_eq!(guest.make_unnamed(7 << 32), Err(libc::EBADF));
 }
 
 /// If it fails, a guest reads the host's files by names that no kernel sends.

@@ -173,3 +173,113 @@ fn a_bundle_has_its_mounts_where_links_lead() {
     assert!(!Path::new("/tmp/out").exists());
     runtime.nothing_is_left();
 }
+
+/// What databases, version control and whoever writes a file before it has a name do with a directory.
+const PROGRAMS: &str = r#"
+import fcntl, mmap, os, sqlite3, subprocess
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True)
+os.chdir('/v')
+
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o640)
+os.write(fd, b'text that is cut')
+os.ftruncate(fd, 4)
+os.fchown(fd, 33, 34)
+assert os.fstat(fd).st_nlink == 0 and os.listdir('.') == []
+other = os.open(f'/proc/self/fd/{fd}', os.O_RDONLY)
+assert os.pread(other, 9, 0) == b'text'
+os.link(f'/proc/self/fd/{fd}', 'named', src_dir_fd=fd, follow_symlinks=True)
+os.close(fd)
+about = os.stat('named')
+assert (about.st_mode, about.st_uid, about.st_gid) == (0o100640, 33, 34), about
+assert open('named').read() == 'text'
+fd = os.open('.', os.O_TMPFILE | os.O_WRONLY | os.O_EXCL)
+try:
+    os.link(f'/proc/self/fd/{fd}', 'never', src_dir_fd=fd, follow_symlinks=True)
+    raise SystemExit('it got a name')
+except FileNotFoundError:
+    os.close(fd)
+print('unnamed')
+
+with open('mapped', 'w+b') as file:
+    file.truncate(8192)
+    memory = mmap.mmap(file.fileno(), 8192)
+    memory[4095:4099] = b'abcd'
+    memory.flush()
+    file.seek(4095)
+    assert file.read(4) == b'abcd'
+    child = os.fork()
+    if child == 0:
+        memory[0:1] = b'z'
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert memory[0:1] == b'z'
+print('mapped')
+
+with open('lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert run('flock', '-n', 'lock', 'true').returncode == 1
+    fcntl.flock(file, fcntl.LOCK_UN)
+    assert run('flock', '-n', 'lock', 'true').returncode == 0
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    child = os.fork()
+    if child == 0:
+        try:
+            fcntl.lockf(open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print('locked')
+
+for mode in 'delete', 'wal':
+    base = sqlite3.connect(mode + '.db', timeout=0.1)
+    assert base.execute('pragma journal_mode=' + mode).fetchone()[0] == mode
+    base.execute('create table t (n integer)')
+    base.commit()
+    base.execute('begin immediate')
+    base.executemany('insert into t values (?)', ((n,) for n in range(500)))
+    second = sqlite3.connect(mode + '.db', timeout=0.1)
+    assert second.execute('select count(*) from t').fetchone() == (0,)
+    try:
+        second.execute('begin immediate')
+        raise SystemExit('two write at once')
+    except sqlite3.OperationalError:
+        pass
+    base.commit()
+    assert second.execute('select sum(n) from t').fetchone() == (124750,)
+    assert second.execute('pragma integrity_check').fetchone() == ('ok',)
+print('kept')
+
+os.environ |= {'HOME': '/v', 'GIT_AUTHOR_NAME': 'a', 'GIT_AUTHOR_EMAIL': 'a', 'GIT_COMMITTER_NAME': 'a',
+    'GIT_COMMITTER_EMAIL': 'a'}
+os.mkdir('tree')
+for number in range(30):
+    open(f'tree/{number}', 'w').write('line\n' * number)
+for command in ['init', '-q'], ['add', 'tree'], ['commit', '-qm', 'one'], ['mv', 'tree', 'moved'], \
+        ['commit', '-qm', 'two'], ['gc', '-q'], ['fsck', '--strict'], ['diff', '--quiet', 'HEAD']:
+    end = run('git', *command)
+    assert end.returncode == 0, (command, end)
+print('committed')
+"#;
+
+/// If it fails, a database loses what it wrote to a shared directory, two programs hold a lock at once, or
+/// one that writes files before they have names does not work there.
+#[test]
+fn programs_work_on_a_shared_directory() {
+    let engine = Engine::new("mounts-programs");
+    let (shared, script) = (engine.path("shared"), engine.path("script"));
+    fs::create_dir(&shared).unwrap();
+    fs::write(&script, PROGRAMS).unwrap();
+    // The host's programs.
+    let said = engine.text(&format!(
+        "run --rm --network none -v /usr:/usr:ro -v /usr/lib:/lib:ro -v /usr/lib64:/lib64:ro
+         -v {script}:/script:ro -v {shared}:/v busybox /usr/bin/python3 /script"
+    ));
+    assert_eq!(said, "unnamed\nmapped\nlocked\nkept\ncommitted");
+    assert_eq!(
+        fs::read_to_string(format!("{shared}/named")).unwrap(),
+        "text"
+    );
+    assert!(!Path::new(&format!("{shared}/never")).exists());
+}
