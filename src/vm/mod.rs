@@ -4,6 +4,7 @@ mod builder;
 mod devices;
 pub mod fsd;
 mod kvm;
+mod last_exits;
 mod lifecycle;
 mod memory;
 mod passt;

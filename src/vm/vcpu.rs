@@ -15,8 +15,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::last_exits::{Kind, LastExits};
 use super::lifecycle::{StopReason, Stopper};
 use crate::telemetry;
+
+/// Where a vCPU begins after a reset.
+const RESET_RIP: u64 = 0xfff0;
+const RESET_CS_BASE: u64 = 0xffff_0000;
 
 /// What a vCPU reaches beyond its memory. Shared by all of a VM's, read-only while they run.
 #[derive(Debug)]
@@ -33,6 +38,7 @@ pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
     mem: GuestMemory,
+    last_exits: LastExits,
 }
 
 /// What comes after one exit from KVM.
@@ -63,7 +69,12 @@ pub fn register_kick() -> io::Result<()> {
 impl Vcpu {
     /// A vCPU, set up to its first instruction. `mem` is for what is said of it if it fails.
     pub fn new(id: u8, fd: VcpuFd, mem: GuestMemory) -> Self {
-        Self { id, fd, mem }
+        Self {
+            id,
+            fd,
+            mem,
+            last_exits: LastExits::default(),
+        }
     }
 
     /// Starts the vCPU's thread. It ends when the VM does, and ends the VM when it cannot go on.
@@ -103,6 +114,7 @@ impl Vcpu {
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 let (data, len) = (data.as_ptr(), data.len());
+                self.last_exits.push(Kind::PortWrite, port.into(), len);
                 // SAFETY: `data` is KVM's I/O buffer behind `kvm_run`, of `len` bytes, which stays
                 // as it is until the next entry; nobody else looks at it in this thread.
                 let data = unsafe { slice::from_raw_parts(data, len) };
@@ -114,6 +126,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 let (data, len) = (data.as_mut_ptr(), data.len());
+                self.last_exits.push(Kind::PortRead, port.into(), len);
                 // SAFETY: as above.
                 let data = unsafe { slice::from_raw_parts_mut(data, len) };
                 for access in data.chunks_mut(self.io_size()) {
@@ -122,14 +135,19 @@ impl Vcpu {
                 Step::Continue
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
+                self.last_exits.push(Kind::MmioRead, address, data.len());
                 buses.mmio.read(address, data);
                 Step::Continue
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.last_exits.push(Kind::MmioWrite, address, data.len());
                 buses.mmio.write(address, data);
                 Step::Continue
             }
-            Ok(VcpuExit::Shutdown) => Step::Stop(StopReason::TripleFault),
+            Ok(VcpuExit::Shutdown) => {
+                self.fail("a triple fault");
+                Step::Stop(StopReason::TripleFault)
+            }
             Ok(VcpuExit::SystemEvent(kind, _)) => Step::Stop(match kind {
                 kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => StopReason::PowerOff,
                 kvm_bindings::KVM_SYSTEM_EVENT_RESET => StopReason::Reset,
@@ -144,9 +162,13 @@ impl Vcpu {
             }
             Ok(exit) => {
                 let exit = format!("{exit:?}");
-                self.fail(&exit)
+                self.fail(&exit);
+                Step::Stop(StopReason::VcpuError)
             }
-            Err(error) => self.fail(&error.to_string()),
+            Err(error) => {
+                self.fail(&error.to_string());
+                Step::Stop(StopReason::VcpuError)
+            }
         }
     }
 
@@ -168,17 +190,21 @@ impl Vcpu {
         Step::Stop(StopReason::HostMemory)
     }
 
-    /// KVM cannot go on: says where the vCPU stood.
-    fn fail(&mut self, exit: &str) -> Step {
+    /// The vCPU cannot go on: says where it stood, and what it asked for before.
+    fn fail(&mut self, exit: &str) {
         let state = self.describe();
-        log::error!("vCPU {} stopped: {exit}{state}", self.id);
-        Step::Stop(StopReason::VcpuError)
+        log::error!(
+            "vCPU {} stopped: {exit}{state}\n  last exits: {}",
+            self.id,
+            self.last_exits
+        );
     }
 
     /// Registers, and the bytes at the instruction pointer.
     fn describe(&mut self) -> String {
         let mut text = String::new();
         let run = self.fd.get_kvm_run();
+        let shutdown = run.exit_reason == kvm_bindings::KVM_EXIT_SHUTDOWN;
         if run.exit_reason == kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
             // SAFETY: the exit reason says that this is the union's member.
             let internal = unsafe { run.__bindgen_anon_1.internal };
@@ -187,6 +213,11 @@ impl Vcpu {
         let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
             return text + "; its registers cannot be read";
         };
+        // AMD's CPUs leave nothing behind that could be trusted (volume 2, 15.14.3): KVM resets the
+        // vCPU, and shows it at its reset vector.
+        if shutdown && regs.rip == RESET_RIP && sregs.cs.base == RESET_CS_BASE {
+            return text + "; this CPU loses its registers by that";
+        }
         let _ = write!(
             text,
             "\n  rip {:016x} rsp {:016x} rflags {:08x} cs {:04x} cpl {}\

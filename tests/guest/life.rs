@@ -93,11 +93,27 @@ fn a_guest_that_stays_is_stopped() {
     vm.end().expect(128 + libc::SIGHUP);
 }
 
-/// If it fails, a guest whose exception handling is gone hangs, or looks like one that rebooted.
+/// If it fails, a guest whose exception handling is gone hangs, or looks like one that rebooted, or
+/// leaves no trace of what it did last.
 #[test]
-fn a_triple_fault_has_its_code() {
+fn a_triple_fault_has_its_code_and_says_where_it_was() {
     let dir = TempDir::new("triple");
-    start_tiny(&dir, TRIPLE_FAULT, &[]).end().expect(82);
+    let end = start_tiny(&dir, TRIPLE_FAULT, &[]).end().expect(82);
+    // Intel's CPUs keep their registers, AMD's lose them.
+    let state = ["rip 00000000001000", "this CPU loses its registers"];
+    assert!(
+        state.iter().any(|text| end.log.contains(text)),
+        "{}",
+        end.log
+    );
+    // The end of the line that it wrote to its serial port.
+    for text in [
+        "vCPU 0 stopped: a triple fault",
+        "last exits: ",
+        "out 0x3f8/1",
+    ] {
+        assert!(end.log.contains(text), "{text} is not in {}", end.log);
+    }
 }
 
 /// If it fails, a guest ended by KVM leaves no trace of where and at what.
