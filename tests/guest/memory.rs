@@ -47,7 +47,6 @@ fn freed_memory_comes_back() {
     let time = seconds_until("memory comes back", || resident(&vm) <= before + 20);
     let after = resident(&vm);
     println!("{before} MiB, {full} MiB full, {after} MiB {time:?} after it was freed");
-    assert!(time < Duration::from_secs(20), "{time:?}");
     vm.type_text("\n");
     vm.end().expect(0);
 }

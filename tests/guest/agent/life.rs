@@ -312,9 +312,7 @@ fn bad_requests_are_refused_by_name() {
         (STREAM_PORT, long.as_bytes()),
     ] {
         let mut stream = UnixStream::connect(&guest.socket).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         stream
             .write_all(format!("CONNECT {port}\n").as_bytes())
             .unwrap();
