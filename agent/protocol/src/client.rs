@@ -14,10 +14,11 @@ use crate::api::*;
 use crate::stream::{Greeting, Name, read_line};
 use crate::{CONTROL_PORT, SERVICE, STREAM_PORT, VERSION};
 
-/// How long the monitor and the guest may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the monitor and the guest may take to accept a connection: far longer than they need, since hosts
+/// may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between attempts to reach a guest that boots.
+/// Between attempts to reach a guest.
 const RETRY: Duration = Duration::from_millis(1);
 
 /// Bytes of a ttrpc header: length and stream of the message, big-endian, its type, flags.
@@ -48,6 +49,20 @@ pub enum ClientError {
         /// How the connection ended.
         #[source]
         source: io::Error,
+    },
+    /// The monitor is there, and the time is over.
+    #[error(
+        "the guest of {path} did not accept a connection to port {port} within {} seconds; it hangs, or \
+         the host is too busy to run it",
+        waited.as_secs()
+    )]
+    Late {
+        /// The VM's socket.
+        path: PathBuf,
+        /// The vsock port.
+        port: u32,
+        /// How long that was.
+        waited: Duration,
     },
     /// The VM or the agent is gone, or was stopped, in the middle of a call.
     #[error("the agent did not answer {method}; is the VM still running?")]
@@ -167,16 +182,9 @@ calls! {
 
 impl Client {
     /// Connects with the agent behind the VM's vsock socket `path`, and checks that it speaks this
-    /// version of the protocol.
+    /// version of the protocol. A guest that runs may take a minute to accept it.
     pub fn connect(path: &Path) -> Result<(Self, HelloResponse), ClientError> {
-        let client = Self {
-            path: path.to_owned(),
-            idle: Mutex::default(),
-        };
-        let mut request = HelloRequest::new();
-        request.version = VERSION;
-        let hello = client.call("Hello", &request)?;
-        Ok((client, hello))
+        Self::hello(path, Instant::now() + PATIENCE, is_refused)
     }
 
     /// As [`Client::connect`], again and again until `deadline`: for a VM that was just started.
@@ -186,20 +194,28 @@ impl Client {
         deadline: Instant,
         mut alive: impl FnMut() -> bool,
     ) -> Result<(Self, HelloResponse), ClientError> {
-        loop {
-            match Self::connect(path) {
-                Err(ClientError::Connect { .. } | ClientError::Refused { .. })
-                    if Instant::now() < deadline && alive() =>
-                {
-                    thread::sleep(RETRY);
-                }
-                result => return result,
-            }
-        }
+        Self::hello(path, deadline, |_| alive())
+    }
+
+    fn hello(
+        path: &Path,
+        deadline: Instant,
+        may_pass: impl FnMut(&ClientError) -> bool,
+    ) -> Result<(Self, HelloResponse), ClientError> {
+        let client = Self {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+        };
+        let stream = client.open_until(CONTROL_PORT, deadline, may_pass)?;
+        client.idle().push(stream);
+        let mut request = HelloRequest::new();
+        request.version = VERSION;
+        let hello = client.call("Hello", &request)?;
+        Ok((client, hello))
     }
 
     /// A stream of the process (or the copy) that was or will be given `token`, which the agent
-    /// waits for no longer than ten seconds. It has no timeouts.
+    /// waits for no longer than a minute. It has no timeouts.
     pub fn stream(&self, name: Name, token: &str) -> Result<UnixStream, ClientError> {
         let mut stream = self.open(STREAM_PORT)?;
         let token = token.to_owned();
@@ -217,15 +233,48 @@ impl Client {
         }
     }
 
-    /// A connection to a port of the guest's.
+    /// A connection to a port of the guest's, which is there.
     fn open(&self, port: u32) -> Result<UnixStream, ClientError> {
+        self.open_until(port, Instant::now() + PATIENCE, is_refused)
+    }
+
+    /// A connection to a port of the guest's, tried until the deadline as long as the errors may pass.
+    fn open_until(
+        &self,
+        port: u32,
+        deadline: Instant,
+        mut may_pass: impl FnMut(&ClientError) -> bool,
+    ) -> Result<UnixStream, ClientError> {
+        let begun = Instant::now();
+        loop {
+            let error = match self.try_open(port, deadline) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            if !may_pass(&error) {
+                return Err(error);
+            }
+            if Instant::now() >= deadline {
+                return Err(ClientError::Late {
+                    path: self.path.clone(),
+                    port,
+                    waited: begun.elapsed(),
+                });
+            }
+            thread::sleep(RETRY);
+        }
+    }
+
+    fn try_open(&self, port: u32, deadline: Instant) -> Result<UnixStream, ClientError> {
         let connect = |source| ClientError::Connect {
             path: self.path.clone(),
             source,
         };
         let mut stream = UnixStream::connect(&self.path).map_err(connect)?;
         let greet = |stream: &mut UnixStream| {
-            stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+            // 0 would be for ever.
+            let left = deadline.saturating_duration_since(Instant::now());
+            stream.set_read_timeout(Some(left.max(RETRY)))?;
             stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
             let answer = read_line(stream, 32)?;
             if !answer.is_some_and(|line| line.starts_with("OK ")) {
@@ -264,6 +313,10 @@ impl Client {
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<UnixStream>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_refused(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { .. })
 }
 
 fn malformed(method: &'static str, reason: impl ToString) -> ClientError {
@@ -306,4 +359,70 @@ fn exchange(
     let mut body = vec![0; length];
     stream.read_exact(&mut body).map_err(lost)?;
     Response::parse_from_bytes(&body).map_err(|error| malformed(method, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// A monitor that answers as told, one connection after the other: with `OK` and an agent behind it, or
+    /// not.
+    fn monitor(name: &str, answers: &'static [bool]) -> (PathBuf, JoinHandle<()>) {
+        let path =
+            std::env::temp_dir().join(format!("cofferdam-client-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let serve = move || {
+            for accepts in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let line = read_line(&mut stream, 32).unwrap();
+                assert_eq!(line.as_deref(), Some("CONNECT 1024"));
+                if *accepts {
+                    stream.write_all(b"OK 7\n").unwrap();
+                    hello(&mut stream);
+                }
+            }
+            // Whoever comes now is not answered, until he goes.
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        };
+        (path, thread::spawn(serve))
+    }
+
+    fn hello(stream: &mut UnixStream) {
+        let mut header = [0; HEADER];
+        stream.read_exact(&mut header).unwrap();
+        let length = u32::from_be_bytes(header[..4].try_into().unwrap());
+        stream.read_exact(&mut vec![0; length as usize]).unwrap();
+        let body = Response::new().write_to_bytes().unwrap();
+        header[..4].copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
+        header[8] = MESSAGE_TYPE_RESPONSE;
+        stream.write_all(&header).unwrap();
+        stream.write_all(&body).unwrap();
+    }
+
+    /// If it fails, a busy host's containers are given up because a guest was slow once, or who waits in vain
+    /// is told of a resource that is temporarily unavailable.
+    #[test]
+    fn a_slow_guest_is_waited_for() {
+        let (path, served) = monitor("slow", &[false, false, true]);
+        let (client, _) = Client::connect(&path).unwrap();
+        let until = Instant::now() + Duration::from_millis(30);
+        let error = Client::connect_until(&path, until, || true).unwrap_err();
+        assert!(matches!(error, ClientError::Late { .. }), "{error:?}");
+        let said = error.to_string();
+        assert!(said.contains("port 1024 within 0 seconds"), "{said}");
+        assert!(std::error::Error::source(&error).is_none());
+        drop(client);
+        served.join().unwrap();
+        // Nobody is there, and nobody will be.
+        let error = Client::connect(&path).unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+        let error = Client::connect_until(&path, Instant::now() + PATIENCE, || false);
+        assert!(matches!(error.unwrap_err(), ClientError::Connect { .. }));
+        std::fs::remove_file(path).unwrap();
+    }
 }
