@@ -199,8 +199,7 @@ fn settings(resources: &Resources) -> Result<Vec<(String, String)>> {
     }
     if let Some(block) = &resources.block_io {
         if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
-            // From 10..1000 to 1..10000, as crun and runc do.
-            let weight = 1 + (u32::from(weight).saturating_sub(10)) * 9999 / 990;
+            let weight = figures::io_weight(weight);
             all.push(("io.weight".into(), format!("default {weight}")));
         }
         for (key, devices) in [
@@ -273,9 +272,7 @@ fn memory_settings(memory: &Memory, all: &mut Vec<(String, String)>) -> Result<(
 
 fn cpu_settings(cpu: &Cpu, all: &mut Vec<(String, String)>) {
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
-        // From 2..262144 to 1..10000, as crun and runc do.
-        let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-        all.push(("cpu.weight".into(), weight.to_string()));
+        all.push(("cpu.weight".into(), figures::cpu_weight(shares).to_string()));
     }
     if cpu.quota.is_some() || cpu.period.is_some() {
         let quota = match cpu.quota {
@@ -326,7 +323,7 @@ mod tests {
                 "memory.swap.max=2097152",
                 "memory.max=1048576",
                 "memory.low=max",
-                "cpu.weight=39",
+                "cpu.weight=100",
                 "cpu.max=50000 100000",
                 "cpuset.cpus=0-1",
                 "pids.max=max",

@@ -1,4 +1,4 @@
-//! What a cgroup (version 2) says of itself.
+//! What a cgroup (version 2) says of itself, and what it is told.
 
 use std::collections::HashMap;
 use std::fs;
@@ -60,6 +60,29 @@ pub fn stats(cgroup: &Path) -> StatsResponse {
     stats
 }
 
+/// `cpu.weight` (1 to 10000) of the specification's shares (2 to 262144), as runc (1.3.2) and crun (1.24) have
+/// it: the least, the default (1024 shares, a weight of 100) and the most of both lie on one curve.
+pub fn cpu_weight(shares: u64) -> u64 {
+    const MOST: u32 = 262_144;
+    let shares = match u32::try_from(shares) {
+        Ok(shares) if shares < MOST => shares,
+        _ => return 10_000,
+    };
+    if shares <= 2 {
+        return 1;
+    }
+    let log = f64::from(shares).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    #[expect(clippy::cast_possible_truncation, reason = "2 to 10000, and whole")]
+    let weight = 10_f64.powf(exponent).ceil() as u64;
+    weight
+}
+
+/// `io.weight` (1 to 10000) of the specification's weight (10 to 1000), as runc and crun have it.
+pub fn io_weight(weight: u16) -> u32 {
+    1 + u32::from(weight).saturating_sub(10) * 9999 / 990
+}
+
 /// The lines `KEY NUMBER` of a file.
 pub fn keys(text: &str) -> HashMap<String, u64> {
     let pair = |line: &str| {
@@ -92,6 +115,27 @@ fn block_io(line: &str) -> Option<BlockIo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If it fails, a container has another share of the CPUs than by runc or crun: that is seen where
+    /// both run side by side, and by who reads `cpu.weight`.
+    #[test]
+    fn shares_become_weights() {
+        for (shares, weight) in [
+            (1, 1),
+            (2, 1),
+            (3, 2),
+            (100, 17),
+            (512, 59),
+            (1024, 100),
+            (22_000, 1204),
+            (262_143, 10_000),
+            (262_144, 10_000),
+            (u64::MAX, 10_000),
+        ] {
+            assert_eq!(cpu_weight(shares), weight, "{shares}");
+        }
+        assert_eq!([10, 500, 1000].map(io_weight), [1, 4950, 10_000]);
+    }
 
     /// If it fails, `stats` shows nothing of disks.
     #[test]

@@ -322,12 +322,6 @@ fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
                 namespace.set_path(None);
                 found.network = path.map_or(Netns::New, Netns::Path);
             }
-            (LinuxNamespaceType::Time, _) => {
-                return refuse(
-                    FIELD,
-                    "a time namespace is not there; the guest has a clock of its own",
-                );
-            }
             (kind, None) => {
                 namespace.set_path(None);
                 has_uts |= kind == LinuxNamespaceType::Uts;
@@ -391,6 +385,7 @@ fn linux(spec: &mut Spec) -> Result<(Option<PathBuf>, LinuxResources), BundleErr
     let path = linux.cgroups_path().clone();
     linux.set_cgroups_path(None);
     let resources = linux.resources().clone().unwrap_or_default();
+    limits::check(&resources).or_else(|bad| refuse(bad.field(), bad.to_string()))?;
     if let Some(resources) = linux.resources_mut() {
         // Numbers of the host's CPUs, nodes and disks. The host's cgroup has them.
         if let Some(cpu) = resources.cpu_mut() {
@@ -520,7 +515,11 @@ mod tests {
     /// If it fails, a container silently lacks what was asked for.
     #[test]
     fn what_cannot_be_is_refused() {
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 8] = [
+            ("hugepageLimits.pageSize", |c| {
+                let limits = serde_json::json!([{"pageSize": "2MB/../../x", "limit": 0}]);
+                c["linux"]["resources"]["hugepageLimits"] = limits;
+            }),
             ("share no kernel", |c| {
                 c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
             }),

@@ -9,7 +9,9 @@ use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cofferdam_agent_protocol::cgroup::{cpu_weight, pids, tree};
 use oci_spec::runtime::LinuxResources;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::limits;
 
@@ -33,6 +35,17 @@ pub(super) enum CgroupError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Engines and people look for runc's words.
+    #[error("container's cgroup is not empty: {count} process(es) found in {path}")]
+    Taken {
+        /// Which.
+        path: PathBuf,
+        /// How many there are.
+        count: usize,
+    },
+    /// What joins it would stand still.
+    #[error("container's cgroup unexpectedly frozen: {0}")]
+    Frozen(PathBuf),
     /// The kernel says no.
     #[error("cannot {action} the cgroup {path}")]
     Kernel {
@@ -73,6 +86,25 @@ pub(super) fn directory(path: &Path) -> Result<Option<PathBuf>, CgroupError> {
         }
     }
     Ok((dir != Path::new(ROOT)).then_some(dir))
+}
+
+/// Refuses one that somebody else is in, or below: it would have the container's limits, and `delete` could
+/// not remove it. And one that is frozen.
+pub(super) fn check(dir: &Path) -> Result<(), CgroupError> {
+    let says = |dir: &Path, line: &str| {
+        let text = fs::read_to_string(dir.join("cgroup.events"));
+        text.is_ok_and(|text| text.lines().any(|found| found == line))
+    };
+    if says(dir, "populated 1") {
+        let count = pids(dir).map_or(0, |all| all.len());
+        let path = dir.to_owned();
+        return Err(CgroupError::Taken { path, count });
+    }
+    // One that is not there yet is frozen if that is which it will be in.
+    match dir.ancestors().find(|dir| dir.exists()) {
+        Some(dir) if says(dir, "frozen 1") => Err(CgroupError::Frozen(dir.to_owned())),
+        _ => Ok(()),
+    }
 }
 
 /// Makes it, with limits.
@@ -206,10 +238,7 @@ pub(super) fn limits(vm: u64, resources: &LinuxResources) -> Vec<Limit> {
     all.extend(cpu.cpus().iter().find(is_set).cloned().map(Limit::Cpus));
     all.extend(cpu.mems().iter().find(is_set).cloned().map(Limit::Nodes));
     if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
-        // From 2..262144 to 1..10000, as runc and crun do.
-        all.push(Limit::Weight(
-            1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142,
-        ));
+        all.push(Limit::Weight(cpu_weight(shares)));
     }
     let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok());
     if let Some(quota) = quota.filter(|quota| *quota > 0) {
@@ -229,23 +258,51 @@ pub(super) fn join(dir: &Path, pid: u32) -> Result<(), CgroupError> {
     })
 }
 
-/// Kills what is left in it, and removes it. One that is gone is gone.
-pub(super) fn remove(dir: &Path) -> Result<(), CgroupError> {
-    let _ = fs::write(dir.join("cgroup.kill"), "1");
+/// Removes it and all below, once the container's processes are gone: its VM ended with its shim, and what
+/// stands for further processes of it is ended here; `container` is its directory. A cgroup that is gone is
+/// gone. Whoever else has come into it lives on, and it stays.
+pub(super) fn remove(dir: &Path, container: &Path) -> Result<(), CgroupError> {
+    end_own(dir, container);
     let until = Instant::now() + PATIENCE;
     loop {
-        match fs::remove_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+        let removed = tree(dir).and_then(|all| all.iter().try_for_each(fs::remove_dir));
+        let source = match removed {
+            Ok(()) => return Ok(()),
+            // Gone, or one below has gone in between.
+            Err(_) if !dir.exists() => return Ok(()),
+            Err(error) if Instant::now() > until => error,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 thread::sleep(Duration::from_millis(2));
+                continue;
             }
-            done => {
-                return done.map_err(|source| CgroupError::Kernel {
-                    action: "remove",
-                    path: dir.to_owned(),
-                    source,
-                });
-            }
+            Err(error) => error,
+        };
+        let path = dir.to_owned();
+        return Err(match pids(dir).map_or(0, |all| all.len()) {
+            0 => CgroupError::Kernel {
+                action: "remove",
+                path,
+                source,
+            },
+            count => CgroupError::Taken { path, count },
+        });
+    }
+}
+
+/// Kills our processes that have the container's directory among their arguments. One whose output nobody
+/// reads would stay.
+fn end_own(dir: &Path, container: &Path) {
+    let all = pids(dir).unwrap_or_default().into_iter();
+    for pid in all.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        // Opened before it is looked at: it is not another that gets the signal.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut args = line.split(|byte| *byte == 0);
+        if args.any(|arg| arg == container.as_os_str().as_encoded_bytes()) {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
         }
     }
 }
@@ -265,7 +322,7 @@ mod tests {
         assert_eq!(all["memory.max"], ((1_u64 << 30) + BESIDE).to_string());
         for (file, value) in [
             ("cpuset.cpus", "0-1"),
-            ("cpu.weight", "39"),
+            ("cpu.weight", "100"),
             ("cpu.max", "50000 100000"),
         ] {
             assert_eq!(all[file], value);

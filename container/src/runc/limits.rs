@@ -2,10 +2,57 @@
 
 use std::path::Path;
 
+use cofferdam_agent_protocol::cgroup::{cpu_weight, io_weight};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 /// A file, and what is written to it.
 type Setting = (String, String);
+
+/// Names in the resources that would become paths to other files, or to none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadName {
+    /// Of a size.
+    #[error("{0:?} is no size of huge pages; they are named as in 64KB, 2MB or 1GB")]
+    PageSize(String),
+    /// Of a file.
+    #[error("{0:?} is no file of a cgroup")]
+    File(String),
+}
+
+impl BadName {
+    /// Where in the configuration it is.
+    pub(super) fn field(&self) -> &'static str {
+        match self {
+            Self::PageSize(_) => "linux.resources.hugepageLimits.pageSize",
+            Self::File(_) => "linux.resources.unified",
+        }
+    }
+}
+
+/// Looks at the names that become a cgroup's files.
+pub(super) fn check(resources: &LinuxResources) -> Result<(), BadName> {
+    let mut pages = resources.hugepage_limits().iter().flatten();
+    if let Some(page) = pages.find(|page| !is_page_size(page.page_size())) {
+        return Err(BadName::PageSize(page.page_size().clone()));
+    }
+    let mut files = resources.unified().iter().flatten().map(|(file, _)| file);
+    let is_file = |file: &str| file.contains('.') && !file.contains('/') && !file.starts_with('.');
+    match files.find(|file| !is_file(file)) {
+        Some(file) => Err(BadName::File(file.clone())),
+        None => Ok(()),
+    }
+}
+
+/// As the kernel names them.
+fn is_page_size(text: &str) -> bool {
+    let units = ["KB", "MB", "GB"];
+    let number = units.iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| {
+        !number.starts_with('0')
+            && !number.is_empty()
+            && number.bytes().all(|digit| digit.is_ascii_digit())
+    })
+}
 
 fn setting(file: &str, value: impl ToString) -> Setting {
     (file.to_owned(), value.to_string())
@@ -54,9 +101,7 @@ pub(super) fn pace(resources: &LinuxResources) -> Vec<Setting> {
     let mut all = Vec::new();
     if let Some(cpu) = resources.cpu() {
         if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
-            // From 2..262144 to 1..10000, as runc and crun do.
-            let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-            all.push(setting("cpu.weight", weight));
+            all.push(setting("cpu.weight", cpu_weight(shares)));
         }
         all.extend(cpu.idle().map(|idle| setting("cpu.idle", idle)));
         all.extend(quota(cpu).map(|quota| setting("cpu.max", quota)));
@@ -96,8 +141,7 @@ fn unified(
     is_wanted: impl Fn(&str) -> bool,
 ) -> impl Iterator<Item = Setting> {
     let all = resources.unified().iter().flatten();
-    let sound = |file: &str| !file.contains('/') && !file.starts_with('.');
-    all.filter(move |(file, _)| sound(file) && is_wanted(file))
+    all.filter(move |(file, _)| is_wanted(file))
         .map(|(file, value)| (file.clone(), value.clone()))
 }
 
@@ -124,11 +168,7 @@ fn block_io(block: &LinuxBlockIo, has_bfq: bool, all: &mut Vec<Setting>) {
     if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
         all.push(match has_bfq {
             true => setting("io.bfq.weight", weight),
-            // From 10..1000 to 1..10000, as runc and crun do.
-            false => setting(
-                "io.weight",
-                1 + u32::from(weight).saturating_sub(10) * 9999 / 990,
-            ),
+            false => setting("io.weight", io_weight(weight)),
         });
     }
     for device in block.weight_device().iter().flatten().filter(|_| has_bfq) {
@@ -169,11 +209,11 @@ mod tests {
         let resources = read(serde_json::json!({
             "memory": {"limit": 50, "swap": 80, "reservation": 20},
             "cpu": {"shares": 1024, "cpus": "0-1", "quota": 5000, "period": 10000},
-            "unified": {"memory.max": "9", "pids.max": "5", "../x.y": "1"},
+            "unified": {"memory.max": "9", "pids.max": "5"},
         }));
         let expected = ["memory.low=20", "memory.swap.max=30", "cpuset.cpus=0-1"];
         assert_eq!(lines(&of(&resources)), expected);
-        let expected = ["cpu.weight=39", "cpu.max=5000 10000"];
+        let expected = ["cpu.weight=100", "cpu.max=5000 10000"];
         assert_eq!(lines(&pace(&resources)), expected);
         let more = read(serde_json::json!({"cpu": {"quota": -1, "idle": 1},
             "unified": {"cpu.weight": "42", "memory.min": "4096"}}));
@@ -182,6 +222,31 @@ mod tests {
         assert_eq!(lines(&pace(&more)), expected);
         let none = read(serde_json::json!({"cpu": {"quota": 0, "shares": 0}, "memory": {}}));
         assert!(of(&none).is_empty() && pace(&none).is_empty());
+    }
+
+    /// If it fails, who writes a configuration has files written that are not the cgroup's, or a limit is
+    /// passed over.
+    #[test]
+    fn names_that_are_paths_are_refused() {
+        let page = |size: &str| {
+            let limits = serde_json::json!([{"pageSize": size, "limit": 1}]);
+            check(&read(serde_json::json!({"hugepageLimits": limits})))
+        };
+        for good in ["64KB", "2MB", "1GB", "16GB"] {
+            assert_eq!(page(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "", "MB", "2", "2mb", "02MB", "-2MB", "2MB/../x", "../2MB", "2 MB", "2TB",
+        ] {
+            let error = page(bad).unwrap_err();
+            assert!(error.field().ends_with("pageSize"), "{bad}: {error}");
+        }
+        let unified = |file: &str| check(&read(serde_json::json!({"unified": {file: "1"}})));
+        assert_eq!(unified("hugetlb.2MB.max"), Ok(()));
+        for bad in ["../x.y", "io./../x", ".x.y", "x", "", "a/b.c"] {
+            let error = unified(bad).unwrap_err();
+            assert!(error.field().ends_with("unified"), "{bad}: {error}");
+        }
     }
 
     /// If it fails, limits for the host's disks and huge pages hold nowhere.

@@ -50,11 +50,11 @@ impl Place {
             Self::Directory(dir) => enter_directory(dir, container, limits, report),
             Self::Scope(scope) => {
                 let pid = container.record.pid;
-                // Written down before it is made: who is killed in between leaves it to `delete`.
-                container.record.scope = Some(scope.clone());
-                container.save()?;
                 match scope.start(pid, limits) {
+                    // Not before it is ours: one of that name may be another's, which `delete` would stop.
+                    // If nobody comes to write it down, it ends with the process that was put into it.
                     Ok(()) => {
+                        container.record.scope = Some(scope);
                         container.record.cgroup = cgroup::of(pid);
                         Ok(container.save()?)
                     }
@@ -63,7 +63,6 @@ impl Place {
                         report.warning(&format!(
                             "--systemd-cgroup: the cgroup is made without systemd: {why}"
                         ));
-                        container.record.scope = None;
                         let dir = cgroup::directory(&scope.path())?;
                         let place = dir.map_or(Self::Nowhere, Self::Directory);
                         place.enter(container, limits, report)
@@ -81,6 +80,7 @@ fn enter_directory(
     limits: &[Limit],
     report: &Report,
 ) -> Result<(), CreateError> {
+    cgroup::check(&dir)?;
     container.record.cgroup = Some(dir.clone());
     container.save()?;
     let made = cgroup::make(&dir, limits).and_then(|()| cgroup::join(&dir, container.record.pid));
