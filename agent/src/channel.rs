@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Process, Seccomp, Spec};
+use crate::streams::MAX_DESCRIPTORS;
 
-/// What the agent orders. The process's standard streams come with it: three descriptors, none if
-/// it has a terminal.
+/// What the agent orders. The process's descriptors come with it: the three standard streams, then those of
+/// `descriptors`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
     pub task: Task,
@@ -22,6 +23,8 @@ pub struct Order {
     pub cgroup: String,
     /// Rows and columns of the terminal.
     pub size: Option<(u16, u16)>,
+    /// The numbers of its further descriptors.
+    pub descriptors: Vec<u32>,
 }
 
 /// What the process is to be.
@@ -129,7 +132,7 @@ impl Channel {
 
     fn fill(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 4096];
-        let mut space = nix::cmsg_space!([i32; 3]);
+        let mut space = nix::cmsg_space!([i32; 3 + MAX_DESCRIPTORS]);
         let socket = self.socket.as_raw_fd();
         let mut iov = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;

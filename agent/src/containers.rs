@@ -20,7 +20,7 @@ use crate::error::{Context, Error, Result};
 use crate::rootfs::Mounts;
 use crate::spawn::{Prepared, prepare};
 use crate::spec::{self, Seccomp, Spec};
-use crate::streams::{Live, Waiting, names_of};
+use crate::streams::{Live, Waiting, names_of, numbers_of};
 
 /// How many events are remembered.
 const MAX_EVENTS: usize = 1024;
@@ -300,6 +300,7 @@ impl Containers {
             process,
             cgroup: cgroup.path(),
             size: size_of_terminal(&request.size),
+            descriptors: numbers_of(&names),
             task: Task::Create {
                 rootfs: mounts.rootfs().display().to_string(),
                 spec: Box::new(spec),
@@ -431,6 +432,7 @@ impl Containers {
                 process,
                 cgroup: container.cgroup.below(&request.cgroup)?,
                 size: size_of_terminal(&request.size),
+                descriptors: numbers_of(&names),
                 task: Task::Exec {
                     init: container.init.pid,
                     namespaces: container.namespaces.clone(),

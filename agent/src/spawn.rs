@@ -23,6 +23,7 @@ pub struct Prepared {
     pub pid: i32,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
+    has_terminal: bool,
     channel: Channel,
     ends: Ends,
 }
@@ -31,17 +32,18 @@ pub struct Prepared {
 pub fn prepare(order: &Order, names: &[Name]) -> Result<Prepared> {
     let (ours, theirs) = UnixStream::pair().context(|| "make a socket".into())?;
     let mut channel = Channel::new(ours);
-    let (stdio, ends) = pipes(if order.process.terminal { &[] } else { names })?;
+    let (fds, ends) = pipes(names, order.process.terminal)?;
     Command::new("/proc/self/exe")
         .arg0(SETUP)
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .context(|| "start the process that sets a container up".into())?;
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     channel
-        .send(order, &stdio.each_ref().map(AsFd::as_fd))
+        .send(order, &borrowed)
         .context(|| "order the container".into())?;
-    drop(stdio);
+    drop(fds);
     let (mut pid, mut terminal, mut ready) = (None, None, false);
     // The process and the one that tells its number run at the same time.
     let pid = loop {
@@ -61,11 +63,12 @@ pub fn prepare(order: &Order, names: &[Name]) -> Result<Prepared> {
         }
     };
     let ends = match &terminal {
-        Some(master) => Ends::of_terminal(master, names)?,
+        Some(master) => ends.with_terminal(master, names)?,
         None => ends,
     };
     Ok(Prepared {
         pid,
+        has_terminal: terminal.is_some(),
         terminal,
         channel,
         ends,
@@ -94,7 +97,7 @@ fn failure(code: i32, text: String) -> Error {
 impl Prepared {
     /// Connects the streams and executes the program.
     pub fn start(mut self, connections: Vec<File>) -> Result<Live> {
-        let live = self.ends.connect(connections)?;
+        let live = self.ends.connect(connections, self.has_terminal)?;
         self.channel
             .send(&Go, &[])
             .context(|| "start the process".into())?;

@@ -21,8 +21,13 @@ pub struct Spec {
 impl Spec {
     /// Whether the container has users of its own.
     pub fn has_user_namespace(&self) -> bool {
+        self.has_namespace("user")
+    }
+
+    /// Whether it has a namespace of that kind.
+    pub fn has_namespace(&self, kind: &str) -> bool {
         let mut namespaces = self.linux.namespaces.iter().flatten();
-        namespaces.any(|one| one.kind == "user")
+        namespaces.any(|one| one.kind == kind)
     }
 }
 
@@ -64,6 +69,16 @@ pub struct Process {
     pub selinux_label: Option<String>,
     pub io_priority: Option<IoPriority>,
     pub scheduler: Option<Scheduler>,
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+}
+
+/// `process.execCPUAffinity`: lists of the guest's CPUs, as `0-2,7`.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct CpuAffinity {
+    pub initial: Option<String>,
+    pub r#final: Option<String>,
 }
 
 /// `process.consoleSize`.
@@ -143,6 +158,15 @@ pub struct Linux {
     pub readonly_paths: Option<Vec<String>>,
     pub mount_label: Option<String>,
     pub personality: Option<Personality>,
+    pub time_offsets: Option<BTreeMap<String, TimeOffset>>,
+}
+
+/// `linux.timeOffsets.monotonic` and `.boottime`.
+#[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    pub secs: i64,
+    pub nanosecs: u32,
 }
 
 /// `linux.namespaces[]`.
@@ -181,6 +205,7 @@ pub struct Device {
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 pub struct Personality {
     pub domain: String,
+    pub flags: Option<Vec<String>>,
 }
 
 /// `linux.resources`.

@@ -16,11 +16,14 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::error::{Context, Error, Result};
 
-/// How long a process waits for its streams.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process waits for its streams; far longer than it needs, since hosts may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connections that nobody claims; beyond that the oldest goes.
 const MAX_WAITING: usize = 256;
+
+/// Descriptors of a process's beyond the standard ones: what one message between processes carries is bounded.
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// Of a thread that copies, in bytes.
 pub const STACK: usize = 128 << 10;
@@ -93,15 +96,31 @@ pub fn names_of(streams: &api::Streams, terminal: bool) -> Result<Vec<Name>> {
         (streams.stdout, Name::Stdout),
         (streams.stderr, Name::Stderr),
     ];
-    let names: Vec<_> = all
-        .iter()
-        .filter(|(wanted, _)| *wanted)
-        .map(|(_, name)| *name)
-        .collect();
+    let standard = all.iter().filter(|(wanted, _)| *wanted);
+    let mut names: Vec<_> = standard.map(|(_, name)| *name).collect();
+    let mut numbers: Vec<u32> = [&streams.inputs[..], &streams.outputs].concat();
+    numbers.sort_unstable();
+    let count = numbers.len();
+    numbers.dedup();
+    if numbers.len() < count || count > MAX_DESCRIPTORS || numbers.first() < Some(&3) && count > 0 {
+        let why = format!("{numbers:?}: {MAX_DESCRIPTORS} at most are expected, each once, from 3");
+        return Err(Error::invalid("streams.inputs and outputs", why));
+    }
+    names.extend(streams.inputs.iter().copied().map(Name::Input));
+    names.extend(streams.outputs.iter().copied().map(Name::Output));
     if streams.token.is_empty() && !names.is_empty() {
         return Err(Error::invalid("streams.token", "there is none"));
     }
     Ok(names)
+}
+
+/// The numbers of the further descriptors among them, in their order.
+pub fn numbers_of(names: &[Name]) -> Vec<u32> {
+    let number = |name: &Name| match name {
+        Name::Input(number) | Name::Output(number) => Some(*number),
+        _ => None,
+    };
+    names.iter().filter_map(number).collect()
 }
 
 /// How long a terminal whose process has ended may be silent: what was written last is still on its way
@@ -119,7 +138,6 @@ const PENDING: usize = 128 << 10;
 #[derive(Debug)]
 pub struct Ends {
     all: Vec<(Name, File)>,
-    is_terminal: bool,
 }
 
 /// What of a process's streams does not end by itself when the process does.
@@ -127,6 +145,8 @@ pub struct Ends {
 pub struct Live {
     /// The connection of its standard input.
     stdin: Option<File>,
+    /// Those of others that it reads.
+    inputs: Vec<File>,
     /// Dropped, its terminal's output comes to its end, whoever else has the terminal.
     terminal: Option<PipeWriter>,
 }
@@ -134,70 +154,74 @@ pub struct Live {
 impl Live {
     /// Ends its standard input.
     pub fn end_stdin(&mut self) {
-        if let Some(stdin) = self.stdin.take() {
-            // If it is at its end already, all is well.
-            let _ = shutdown(stdin.as_raw_fd(), Shutdown::Read);
-        }
+        self.stdin.take().iter().for_each(end_input);
     }
 
     /// The process has ended.
     pub fn end(mut self) {
         self.end_stdin();
+        self.inputs.iter().for_each(end_input);
     }
 }
 
-/// Pipes for the streams that are announced, /dev/null for the others: the process's three
-/// descriptors, and the agent's ends.
-pub fn pipes(names: &[Name]) -> Result<([OwnedFd; 3], Ends)> {
+fn end_input(connection: &File) {
+    // If it is at its end already, all is well.
+    let _ = shutdown(connection.as_raw_fd(), Shutdown::Read);
+}
+
+/// Pipes for the streams that are announced, but standard ones of a process that has a terminal for them;
+/// /dev/null for the other standard ones. The process's descriptors, the three standard ones first, and the
+/// agent's ends.
+pub fn pipes(names: &[Name], has_terminal: bool) -> Result<(Vec<OwnedFd>, Ends)> {
+    const STANDARD: [Name; 3] = [Name::Stdin, Name::Stdout, Name::Stderr];
+    let others = names.iter().filter(|name| !STANDARD.contains(name));
     let mut ends = Vec::new();
-    let mut one = |name: Name| -> io::Result<OwnedFd> {
-        if !names.contains(&name) {
-            return Ok(File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/null")?
-                .into());
+    let mut one = |name: &Name| -> io::Result<OwnedFd> {
+        if STANDARD.contains(name) && (has_terminal || !names.contains(name)) {
+            let null = File::options().read(true).write(true).open("/dev/null");
+            return Ok(null?.into());
         }
         let (read, write) = io::pipe()?;
         let (theirs, ours): (OwnedFd, OwnedFd) = match name {
-            Name::Stdin => (read.into(), write.into()),
+            Name::Stdin | Name::Input(_) => (read.into(), write.into()),
             _ => (write.into(), read.into()),
         };
-        ends.push((name, ours.into()));
+        ends.push((*name, ours.into()));
         Ok(theirs)
     };
-    let mut all =
-        || -> io::Result<_> { Ok([one(Name::Stdin)?, one(Name::Stdout)?, one(Name::Stderr)?]) };
-    let all = all().context(|| "make the process's streams".into())?;
-    let ends = Ends {
-        all: ends,
-        is_terminal: false,
-    };
-    Ok((all, ends))
+    let all: io::Result<Vec<_>> = STANDARD.iter().chain(others).map(&mut one).collect();
+    let all = all.context(|| "make the process's streams".into())?;
+    Ok((all, Ends { all: ends }))
 }
 
 impl Ends {
-    /// Those of a terminal.
-    pub fn of_terminal(master: &OwnedFd, names: &[Name]) -> Result<Self> {
-        let end = |name: &Name| Ok((*name, master.try_clone()?.into()));
-        let all: io::Result<_> = names.iter().map(end).collect();
-        Ok(Self {
-            all: all.context(|| "share the terminal".into())?,
-            is_terminal: true,
-        })
+    /// With those of a terminal's that are announced.
+    pub fn with_terminal(mut self, master: &OwnedFd, names: &[Name]) -> Result<Self> {
+        let mut missing = Vec::new();
+        for name in names {
+            if self.all.iter().all(|(there, _)| there != name) {
+                let end = master.try_clone().context(|| "share the terminal".into())?;
+                missing.push((*name, end.into()));
+            }
+        }
+        self.all.splice(..0, missing);
+        Ok(self)
     }
 
     /// Starts to copy between them and the connections, which are those of the same names.
-    pub fn connect(self, connections: Vec<File>) -> Result<Live> {
+    pub fn connect(self, connections: Vec<File>, has_terminal: bool) -> Result<Live> {
         let mut live = Live::default();
         for ((name, end), connection) in self.all.into_iter().zip(connections) {
             let (from, to, over) = match name {
-                Name::Stdin => {
+                Name::Stdin | Name::Input(_) => {
                     let copy = connection.try_clone().context(|| "share a stream".into())?;
-                    live.stdin = Some(copy);
+                    match name {
+                        Name::Stdin => live.stdin = Some(copy),
+                        _ => live.inputs.push(copy),
+                    }
                     (connection, end, None)
                 }
-                _ if self.is_terminal => {
+                Name::Stdout if has_terminal => {
                     let (over, terminal) = io::pipe().context(|| "make a pipe".into())?;
                     live.terminal = Some(terminal);
                     (end, connection, Some(over))
@@ -324,11 +348,12 @@ mod tests {
     /// If it fails, bytes are lost on their way, or the end of a stream is.
     #[test]
     fn pipes_are_copied_to_their_end() {
-        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (mut theirs, ends) = pipes(&[Name::Stdout], false).unwrap();
         let (mut host, connection) = io::pipe().unwrap();
         let connection = File::from(OwnedFd::from(connection));
-        assert!(ends.connect(vec![connection]).unwrap().stdin.is_none());
-        let [_, stdout, _] = theirs;
+        let live = ends.connect(vec![connection], false).unwrap();
+        assert!(live.stdin.is_none());
+        let stdout = theirs.swap_remove(1);
         let text = "x".repeat(BUFFER * 3 + 1);
         let expected = text.clone();
         let writer = thread::spawn(move || File::from(stdout).write_all(text.as_bytes()).unwrap());
@@ -336,6 +361,30 @@ mod tests {
         host.read_to_string(&mut found).unwrap();
         writer.join().unwrap();
         assert_eq!(found, expected);
+    }
+
+    /// If it fails, a process has another's descriptors, or one that nobody announced.
+    #[test]
+    fn further_descriptors_come_behind_the_standard_ones() {
+        let mut streams = api::Streams::new();
+        (streams.token, streams.stdout) = ("t".into(), true);
+        (streams.inputs, streams.outputs) = (vec![5, 3], vec![4]);
+        let names = names_of(&streams, true).unwrap();
+        let [five, three, four] = [Name::Input(5), Name::Input(3), Name::Output(4)];
+        assert_eq!(names, [Name::Stdout, five, three, four]);
+        let (theirs, ends) = pipes(&names, true).unwrap();
+        assert_eq!(theirs.len(), 6);
+        let ends = ends.with_terminal(&null().into(), &names).unwrap();
+        let found: Vec<_> = ends.all.iter().map(|(name, _)| *name).collect();
+        assert_eq!(found, names);
+        for (inputs, outputs) in [
+            (vec![2], vec![]),
+            (vec![3], vec![3]),
+            ((3..68).collect(), vec![]),
+        ] {
+            (streams.inputs, streams.outputs) = (inputs, outputs);
+            assert!(names_of(&streams, false).is_err());
+        }
     }
 
     /// If it fails, who runs a process with a terminal waits for what that left in the background, or

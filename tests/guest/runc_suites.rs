@@ -2,8 +2,9 @@
 //! known demands, and how runc is used by who has read its source.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -130,7 +131,8 @@ fn limits_are_on_the_host() {
             .to_owned()
     };
     let bundle = |name: &str, resources: Value| {
-        runtime.bundle(name, "cat /sys/fs/cgroup/pids.max; sleep 1000", |config| {
+        let script = "cd /sys/fs/cgroup; cat pids.max cpu.weight; sleep 1000";
+        runtime.bundle(name, script, |config| {
             config["linux"]["cgroupsPath"] = "runc-suite/limits".into();
             config["linux"]["resources"] = resources;
         })
@@ -150,16 +152,19 @@ fn limits_are_on_the_host() {
         }),
     );
     runtime.create(&one, "one");
-    assert_eq!(read("cpu.weight"), "840");
+    assert_eq!(read("cpu.weight"), "1204");
     assert_eq!(read("cpu.max"), "250000 250000");
     assert_eq!(read("memory.low"), (16 << 20).to_string());
     assert_eq!(read("memory.swap.max"), (swap - limit).to_string());
     assert!(read("memory.max").parse::<u64>().unwrap() > limit);
     assert!(read("io.max").contains(&format!("{major}:{minor} rbps=102400")));
     runtime.text("start one");
-    wait_until("its limit", || runtime.printed("one") == "64\n");
-    runtime.text("update --cpu-quota 50000 one");
+    wait_until("its limits", || runtime.printed("one") == "64\n1204\n");
+    runtime.text("update --cpu-quota 50000 --cpu-share 100 one");
     assert_eq!(read("cpu.max"), "50000 250000");
+    assert_eq!(read("cpu.weight"), "17");
+    let inside = runtime.text("exec one cat /sys/fs/cgroup/cpu.weight");
+    assert_eq!(inside, "17");
     runtime.text("delete --force one");
     let unified = json!({"cpu.max": "10000 100000", "cpu.weight": "42", "memory.low": "524288"});
     let two = bundle(
@@ -178,6 +183,10 @@ fn limits_are_on_the_host() {
             "worse",
             json!({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}),
         ),
+        (
+            "worst",
+            json!({"hugepageLimits": [{"pageSize": "2MB/../../x", "limit": 1}]}),
+        ),
     ] {
         let bundle = bundle(name, bad);
         assert_eq!(
@@ -186,6 +195,141 @@ fn limits_are_on_the_host() {
         );
         assert_eq!(code(&runtime.run("state one")), 1);
     }
+    runtime.nothing_is_left();
+}
+
+/// If it fails, a container takes over somebody else's cgroup, with limits and all, or who deletes it kills
+/// somebody else.
+#[test]
+fn a_cgroup_of_others_is_theirs() {
+    let runtime = Runtime::new("runc-suite-others");
+    let group = Path::new("/sys/fs/cgroup/runc-suite-others");
+    let stranger = || {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        child
+    };
+    let end = |mut child: Child| {
+        assert!(child.try_wait().unwrap().is_none(), "it was killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    let bundle = runtime.bundle("b", "sleep 1000", |config| {
+        config["linux"]["cgroupsPath"] = "/runc-suite-others".into();
+    });
+    let refused = |words: &str| {
+        let made = runtime.run(&format!("create --bundle {bundle} one"));
+        assert_eq!(code(&made), 1, "{made:?}");
+        assert!(said(&made).contains(words), "{words}: {made:?}");
+        assert_eq!(code(&runtime.run("state one")), 1);
+        assert!(group.is_dir());
+    };
+    fs::create_dir(group).unwrap();
+    let first = stranger();
+    refused("container's cgroup is not empty: 1 process(es) found");
+    end(first);
+    fs::write(group.join("cgroup.freeze"), "1").unwrap();
+    refused("container's cgroup unexpectedly frozen");
+    fs::write(group.join("cgroup.freeze"), "0").unwrap();
+
+    runtime.create(&bundle, "one");
+    runtime.text("start one");
+    // Nobody reads what it prints.
+    let mut exec = runtime.command("exec one cat /dev/zero");
+    let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
+    wait_until("its output", || {
+        let mut byte = [0];
+        exec.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1
+    });
+    let second = stranger();
+    let deleted = runtime.run("delete --force one");
+    assert_eq!(code(&deleted), 1, "{deleted:?}");
+    assert!(
+        said(&deleted).contains("not empty: 1 process(es)"),
+        "{deleted:?}"
+    );
+    assert_eq!(runtime.state("one")["status"], "stopped");
+    end(second);
+    runtime.text("delete one");
+    exec.wait().unwrap();
+    assert!(!group.exists());
+    runtime.nothing_is_left();
+}
+
+/// If it fails, a container has other clocks than it was to have, or one more process runs on other CPUs.
+#[test]
+fn clocks_and_cpus() {
+    let runtime = Runtime::new("runc-suite-clocks");
+    let with_clocks = |config: &mut Value| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "time"}));
+        config["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 777, "nanosecs": 5},
+            "boottime": {"secs": 1_000_000}});
+    };
+    let clocks = "cat /proc/self/timens_offsets /proc/uptime";
+    let have_offsets = |text: &str| {
+        let mut lines = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(lines.next().unwrap(), ["monotonic", "777", "5"], "{text}");
+        assert_eq!(
+            lines.next().unwrap(),
+            ["boottime", "1000000", "0"],
+            "{text}"
+        );
+        let uptime: f64 = lines.next().unwrap()[0].parse().unwrap();
+        assert!((1e6..2e6).contains(&uptime), "{text}");
+    };
+    let cpus = "busybox grep Cpus_allowed_list /proc/self/status";
+    let script = format!("{clocks}; {cpus}; sleep 1000");
+    let bundle = runtime.bundle("b", &script, |config| {
+        with_clocks(config);
+        config["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "1"});
+        config["linux"]["resources"]["cpu"] = json!({"quota": 200_000, "period": 100_000});
+    });
+    runtime.create(&bundle, "one");
+    runtime.text("start one");
+    wait_until("its output", || {
+        runtime.printed("one").contains("Cpus_allowed_list")
+    });
+    let out = runtime.printed("one");
+    have_offsets(&out);
+    assert!(out.contains("Cpus_allowed_list:\t0-1\n"), "{out}");
+    have_offsets(&said(&runtime.shell("exec one", clocks)));
+    let exec = |affinity: Option<Value>| {
+        let process = runtime.path("process.json");
+        let mut json = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/",
+            "args": ["/bin/sh", "-c", cpus]});
+        if let Some(affinity) = affinity {
+            json["execCPUAffinity"] = affinity;
+        }
+        fs::write(&process, json.to_string()).unwrap();
+        said(&runtime.run(&format!("exec --process {process} one")))
+    };
+    assert!(exec(None).contains(":\t1\n"));
+    assert!(exec(Some(json!({"initial": "1"}))).contains(":\t0-1\n"));
+    assert!(exec(Some(json!({"final": "0"}))).contains(":\t0\n"));
+    let none = exec(Some(json!({"final": "7"})));
+    assert!(
+        none.contains("execCPUAffinity to 7 of the guest's CPUs"),
+        "{none}"
+    );
+    runtime.text("delete --force one");
+
+    let users = runtime.bundle("users", clocks, |config| {
+        with_clocks(config);
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user"}));
+        let map = json!([{"containerID": 0, "hostID": 1000, "size": 2000}]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    });
+    have_offsets(&said(&runtime.run(&format!("run --bundle {users} one"))));
+    let none = runtime.bundle("none", clocks, |config| {
+        config["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}});
+    });
+    let end = runtime.run(&format!("run --bundle {none} one"));
+    assert!(said(&end).contains("there is no time namespace"), "{end:?}");
     runtime.nothing_is_left();
 }
 
@@ -281,6 +425,58 @@ fn one_more_process() {
     sleep(Duration::from_secs(1));
     runtime.text("resume one");
     assert_eq!(said(&frozen.wait_with_output().unwrap()), "thawed\n");
+    runtime.text("delete --force one");
+    runtime.nothing_is_left();
+}
+
+/// If it fails, a process lacks the descriptors that its caller gave it, or has them the wrong way round.
+#[test]
+fn descriptors_are_passed_on() {
+    let runtime = Runtime::new("runc-suite-fds");
+    let script = "cat <&3; cat <&5; echo out >&4; ls /proc/self/fd; exec 4>&-; sleep 1000";
+    let bundle = runtime.bundle("b", script, |_| ());
+    let call = |line: &str| {
+        let command = runtime.command(line);
+        let args = command
+            .get_args()
+            .map(|arg| arg.to_str().unwrap().to_owned());
+        [&runtime.program as &str]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(args)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let [file, output, all] = ["file", "output", "all"].map(|name| runtime.path(name));
+    fs::write(&file, "from a file\n").unwrap();
+    let create = call(&format!("create --preserve-fds 3 --bundle {bundle} one"));
+    host(&format!(
+        "echo from a pipe | {create} 3<{file} 4>{output} 5<&0 </dev/null >{all} 2>&1"
+    ));
+    runtime.text("start one");
+    wait_until("its descriptors", || {
+        fs::read_to_string(&output).unwrap() == "out\n"
+    });
+    wait_until("its output", || {
+        fs::read_to_string(&all).unwrap().ends_with("5\n6\n")
+    });
+    let printed = fs::read_to_string(&all).unwrap();
+    assert_eq!(printed, "from a file\nfrom a pipe\n0\n1\n2\n3\n4\n5\n6\n");
+
+    let exec = call("exec --preserve-fds 5 one sh -c");
+    let said = host(&format!(
+        "{exec} 'cat <&7; echo more >&6' 7<{file} 6>>{output}"
+    ));
+    assert_eq!(said, "from a file\n");
+    wait_until("its words", || {
+        fs::read_to_string(&output).unwrap() == "out\nmore\n"
+    });
+    let refused = host(&format!("{exec} true 2>&1 3<>{file} || echo $?"));
+    assert!(
+        refused.contains("open for reading and writing"),
+        "{refused}"
+    );
+    assert!(refused.ends_with("255\n"), "{refused}");
     runtime.text("delete --force one");
     runtime.nothing_is_left();
 }

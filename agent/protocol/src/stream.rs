@@ -1,4 +1,5 @@
-//! Streams: connections that carry the bytes of one standard stream of a process, or an archive.
+//! Streams: connections that carry the bytes of one standard stream or further descriptor of a process, or
+//! an archive.
 //!
 //! The host connects and says `NAME TOKEN\n`; from there on it is the stream's own bytes, one way.
 //! The end of a stream is the end of the connection in its direction.
@@ -19,18 +20,24 @@ pub enum Name {
     Stdout,
     /// From the process.
     Stderr,
+    /// To the process, at the descriptor of that number.
+    Input(u32),
+    /// From the process, at the descriptor of that number.
+    Output(u32),
     /// A tar archive, either way.
     Archive,
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stdin => "stdin",
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
-            Self::Archive => "archive",
-        })
+        match self {
+            Self::Stdin => f.write_str("stdin"),
+            Self::Stdout => f.write_str("stdout"),
+            Self::Stderr => f.write_str("stderr"),
+            Self::Input(number) => write!(f, "in{number}"),
+            Self::Output(number) => write!(f, "out{number}"),
+            Self::Archive => f.write_str("archive"),
+        }
     }
 }
 
@@ -43,7 +50,12 @@ impl FromStr for Name {
             "stdout" => Self::Stdout,
             "stderr" => Self::Stderr,
             "archive" => Self::Archive,
-            _ => return Err(GreetingError::Malformed),
+            _ => {
+                let number = |prefix: &str| name.strip_prefix(prefix)?.parse().ok();
+                let input = number("in").map(Self::Input);
+                let found = input.or_else(|| number("out").map(Self::Output));
+                return found.ok_or(GreetingError::Malformed);
+            }
         })
     }
 }
@@ -122,7 +134,19 @@ mod tests {
         assert_eq!(Greeting::read(&mut rest).unwrap(), greeting);
         assert_eq!(rest, b"data");
         let long = format!("stdin {}\n", "x".repeat(MAX_GREETING));
-        for bad in ["stdin\n", "stdin \n", "tty x\n", "stdin \u{e9}", "", &long] {
+        for name in [Name::Input(3), Name::Output(4711)] {
+            assert_eq!(name.to_string().parse::<Name>().unwrap(), name);
+        }
+        for bad in [
+            "stdin\n",
+            "stdin \n",
+            "tty x\n",
+            "in x\n",
+            "out-1 x\n",
+            "stdin \u{e9}",
+            "",
+            &long,
+        ] {
             assert!(Greeting::read(&mut bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert!(Greeting::read(&mut &b"stdin \xff\n"[..]).is_err());

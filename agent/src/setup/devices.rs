@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 
 use cofferdam_root::RootDir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::mount::{MsFlags, mount};
 use nix::pty::Winsize;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -201,6 +201,42 @@ pub fn be_stdio(fds: [std::os::fd::BorrowedFd<'_>; 3]) -> Result<()> {
     nix::unistd::dup2_stdin(fds[0]).context(doing)?;
     nix::unistd::dup2_stdout(fds[1]).context(doing)?;
     nix::unistd::dup2_stderr(fds[2]).context(doing)
+}
+
+/// Beyond the numbers that a process is given descriptors at.
+const BEYOND: RawFd = 128;
+
+/// A copy of a descriptor at a number that no process is given; exec closes it.
+pub fn out_of_the_way(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(BEYOND))?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Puts the descriptors behind the first three where the process will find them, and gives the three.
+pub fn place(fds: Vec<OwnedFd>, numbers: &[u32]) -> Result<Vec<OwnedFd>> {
+    let doing = || format!("make {numbers:?} the process's descriptors");
+    // One may lie where another is to be.
+    let copies: io::Result<Vec<_>> = fds.iter().map(|fd| out_of_the_way(fd.as_fd())).collect();
+    let mut standard = copies.context(doing)?;
+    drop(fds);
+    let others = standard.split_off(standard.len().min(3));
+    for (fd, number) in others.iter().zip(numbers) {
+        let number = RawFd::try_from(*number)
+            .ok()
+            .filter(|number| (3..BEYOND).contains(number));
+        let bad = || {
+            Error::invalid(
+                "streams",
+                format!("descriptors are from 3 to {}", BEYOND - 1),
+            )
+        };
+        let number = number.ok_or_else(bad)?;
+        // SAFETY: nothing in this process has a descriptor of such a number: it began with the standard ones
+        // alone, and what it has opened since is out of the way. It stays open until exec, and beyond.
+        check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).context(doing)?;
+    }
+    Ok(standard)
 }
 
 /// Sets the rows and columns of a terminal.

@@ -12,6 +12,7 @@ mod program;
 mod schedule;
 mod seccomp;
 mod sources;
+mod time;
 mod userns;
 mod users;
 
@@ -40,7 +41,7 @@ use seccomp::Filters;
 /// Runs with the socket as standard input; what it prints goes to the console.
 pub fn main() -> ! {
     // A descriptor of its own, closed by exec; standard input will be another.
-    let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
+    let socket = match devices::out_of_the_way(std::io::stdin().as_fd()) {
         Ok(socket) => UnixStream::from(socket),
         Err(_) => exit(1),
     };
@@ -61,8 +62,19 @@ fn run(channel: &mut Channel) -> Result<Infallible> {
         .context(|| "understand the agent".into())?
         .ok_or_else(|| Error::invalid("order", "there is none"))?;
     let stdio = channel.take_fds();
+    let stdio = devices::place(stdio, &order.descriptors)?;
     umask(Mode::empty());
+    let affinity = match &order.task {
+        Task::Create { .. } => None,
+        Task::Exec { .. } => order.process.exec_cpu_affinity.as_ref(),
+    };
+    if let Some(cpus) = affinity {
+        schedule::bind(cpus.initial.as_deref())?;
+    }
     cgroup::join(&order.cgroup, &order.task)?;
+    if let Some(cpus) = affinity {
+        schedule::bind(cpus.r#final.as_deref())?;
+    }
     set_oom_score(&order.process)?;
     privileges::allow_limits(&order.process)?;
     match &order.task {
@@ -104,6 +116,7 @@ fn flag_of(kind: &str) -> Result<CloneFlags> {
         "ipc" => CloneFlags::CLONE_NEWIPC,
         "cgroup" => CloneFlags::CLONE_NEWCGROUP,
         "user" => CloneFlags::CLONE_NEWUSER,
+        "time" => time::NEWTIME,
         "network" => CloneFlags::empty(),
         _ => {
             return Err(Error::invalid(
@@ -132,6 +145,8 @@ pub fn flags_of(spec: &Spec) -> Result<CloneFlags> {
 
 fn create_namespaces(channel: &mut Channel, spec: &Spec) -> Result<()> {
     let mut flags = flags_of(spec)?;
+    time::create(spec)?;
+    flags.remove(time::NEWTIME);
     if flags.contains(CloneFlags::CLONE_NEWUSER) {
         userns::create(&spec.linux)?;
         flags.remove(CloneFlags::CLONE_NEWUSER);
@@ -191,14 +206,7 @@ fn become_container(
 ) -> Result<Infallible> {
     let filters = spec.linux.seccomp.as_ref().map(Filters::new).transpose()?;
     refuse_what_is_not_there(spec)?;
-    let has = |kind: &str| {
-        spec.linux
-            .namespaces
-            .iter()
-            .flatten()
-            .any(|one| one.kind == kind)
-    };
-    if has("uts") {
+    if spec.has_namespace("uts") {
         set_names(spec)?;
     } else if !spec.hostname.is_empty() {
         return Err(Error::invalid(
@@ -252,10 +260,13 @@ fn refuse_what_is_not_there(spec: &Spec) -> Result<()> {
             "the guest's kernel has no SELinux",
         ));
     }
-    if let Some(personality) = &spec.linux.personality
-        && personality.domain != "LINUX"
-    {
-        let why = format!("the guest's kernel does not run {}", personality.domain);
+    if let Some(personality) = &spec.linux.personality {
+        let why = match personality.domain.as_str() {
+            // The specification has none yet.
+            "LINUX" if personality.flags.iter().flatten().count() == 0 => return Ok(()),
+            "LINUX" => "there are no flags".to_owned(),
+            domain => format!("the guest's kernel does not run {domain}"),
+        };
         return Err(Error::invalid("linux.personality", why));
     }
     Ok(())

@@ -2,6 +2,9 @@
 
 use std::io;
 
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::error::{Context, Error, Result};
 use crate::spec::{IoPriority, Process, Scheduler};
 
@@ -64,6 +67,42 @@ pub fn set(process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// Lets this process run on these CPUs alone; on all that its cgroup has, where none are named.
+pub fn bind(list: Option<&str>) -> Result<()> {
+    let all = format!("0-{}", CpuSet::count() - 1);
+    let list = list.filter(|list| !list.is_empty()).unwrap_or(&all);
+    let bad = || {
+        Error::invalid(
+            "process.execCPUAffinity",
+            format!("{list:?} is no list of CPUs"),
+        )
+    };
+    let set = cpus(list).ok_or_else(bad)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+        .context(|| format!("set process.execCPUAffinity to {list} of the guest's CPUs"))
+}
+
+/// The CPUs of a list like `0-2,7`.
+fn cpus(list: &str) -> Option<CpuSet> {
+    let mut set = CpuSet::new();
+    for part in list
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last {
+            return None;
+        }
+        for cpu in first..=last {
+            // One beyond what the kernel can have ends it.
+            set.set(cpu).ok()?;
+        }
+    }
+    Some(set)
+}
+
 fn done(result: libc::c_long) -> io::Result<()> {
     match result {
         0 => Ok(()),
@@ -110,6 +149,23 @@ fn attributes(scheduler: &Scheduler) -> Result<Attributes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If it fails, a process runs on other CPUs than was said, or a list without an end keeps us busy.
+    #[test]
+    fn lists_become_sets() {
+        let found = |list: &str| -> Option<Vec<usize>> {
+            let set = cpus(list)?;
+            Some((0..16).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect())
+        };
+        assert_eq!(found("0-2,7").unwrap(), [0, 1, 2, 7]);
+        assert_eq!(found(" 3 , 5-5,").unwrap(), [3, 5]);
+        for bad in ["a", "2-1", "-1", "1-", "0-99999999999", "1024"] {
+            assert!(found(bad).is_none(), "{bad}");
+        }
+        bind(None).unwrap();
+        bind(Some("")).unwrap();
+        assert!(bind(Some("x")).is_err());
+    }
 
     /// If it fails, a process is scheduled in another way than was said, or a word that nobody knows
     /// is passed over.

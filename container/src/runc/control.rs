@@ -286,6 +286,8 @@ fn start_hooks(container: &Container, agent: &Client) -> Result<(), Error> {
             process.set_env(hook.env().clone());
         }
         process.set_terminal(Some(false));
+        // That is for who is executed later.
+        process.set_exec_cpu_affinity(None);
         let mut request = api::ExecRequest::new();
         request.id.clone_from(&container.record.id);
         request.exec = new_id();
@@ -420,10 +422,11 @@ pub(super) fn delete_one(global: &Global, id: &str, force: bool) -> Result<(), E
 /// Removes what is left of a container that has stopped.
 pub(super) fn clean_up(container: &Container) -> Result<(), Error> {
     if let Some(cgroup) = &container.record.cgroup {
-        cgroup::remove(cgroup)?;
+        cgroup::remove(cgroup, &container.dir)?;
     }
     if let Some(scope) = &container.record.scope {
-        // Empty, it goes in any case; now its name is free for the next.
+        // Empty, it goes in any case; now its name is free for the next. With somebody in it we do not get
+        // here: to stop it would kill him.
         scope.stop().err().iter().for_each(warn);
     }
     if let Some(mount) = container.record.root_mount {
@@ -552,8 +555,10 @@ fn bytes(text: &str) -> Result<i64, String> {
 }
 
 fn parse_resources(resources: &Value) -> Result<LinuxResources, Error> {
-    json::from_value(resources.clone())
-        .map_err(|error| Error::Argument(format!("the resources: {error}")))
+    let parsed: LinuxResources = json::from_value(resources.clone())
+        .map_err(|error| Error::Argument(format!("the resources: {error}")))?;
+    limits::check(&parsed).map_err(|bad| Error::Argument(format!("{}: {bad}", bad.field())))?;
+    Ok(parsed)
 }
 
 fn read_json(path: &Path) -> Result<Value, Error> {

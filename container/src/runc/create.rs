@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufReader};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -17,6 +17,7 @@ use super::bundle::{Bundle, BundleError, Netns};
 use super::cgroup::{self, CgroupError};
 use super::cli::Global;
 use super::control;
+use super::descriptors;
 use super::hooks::{self, HookError};
 use super::place::Place;
 use super::rootfs;
@@ -119,7 +120,7 @@ pub(super) struct Args {
     /// Taken for runc's sake: the guest has keyrings of its own in any case
     #[arg(long)]
     no_new_keyring: bool,
-    /// Descriptors for the process; a VM can have none, so none of them may be open
+    /// Descriptors for the process, as pipes: those of so many that are open
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     preserve_fds: u32,
     /// The container's ID
@@ -210,6 +211,7 @@ fn has_terminal(container: &Container) -> Result<bool, CreateError> {
 
 /// `detached`: nobody stays with it, so a terminal needs a socket to be handed out at.
 fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateError> {
+    let descriptors = descriptors::find(args.preserve_fds);
     let bundle = Bundle::open(&args.bundle)?;
     check(args, &bundle, detached)?;
     let (dir, run, alive) = global.store().reserve(&args.id)?;
@@ -236,7 +238,7 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
             root_mount: None,
         },
     };
-    match fill(global, &mut container, &bundle, args, alive) {
+    match fill(global, &mut container, &bundle, (args, &descriptors), alive) {
         Ok(shim) => Ok(Made { container, shim }),
         Err(error) => {
             let _ = control::clean_up(&container);
@@ -245,26 +247,8 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
     }
 }
 
-/// Why descriptors cannot be passed on.
-pub(super) const NO_FDS: &str =
-    "--preserve-fds: descriptors of the host's mean nothing to the guest's kernel";
-
-/// Whether any of so many descriptors behind the standard ones is open, and so to be passed on.
-pub(super) fn has_open(count: u32) -> bool {
-    let own = Path::new("/proc/self/fd");
-    let names = fs::read_dir(own).into_iter().flatten().flatten();
-    let numbers = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let numbers: Vec<u32> = numbers.collect();
-    // That of the directory is closed again.
-    let mut wanted = numbers
-        .into_iter()
-        .filter(|number| (3..count.saturating_add(3)).contains(number));
-    wanted.any(|number| own.join(number.to_string()).symlink_metadata().is_ok())
-}
-
 fn check(args: &Args, bundle: &Bundle, detached: bool) -> Result<(), CreateError> {
     let why = match (bundle.terminal(), &args.console_socket) {
-        _ if has_open(args.preserve_fds) => NO_FDS,
         (true, None) if detached => {
             "process.terminal is set, and there is no --console-socket to hand the terminal out at"
         }
@@ -279,7 +263,7 @@ fn fill(
     global: &Global,
     container: &mut Container,
     bundle: &Bundle,
-    args: &Args,
+    (args, descriptors): (&Args, &[RawFd]),
     alive: Alive,
 ) -> Result<Child, CreateError> {
     save(&container.spec(), &bundle.spec)?;
@@ -293,7 +277,7 @@ fn fill(
     if let Some(socket) = &args.console_socket {
         options.extend(["--console-socket".into(), socket.into()]);
     }
-    let mut shim = Shim::start("shim", &options, Some(&alive))?;
+    let mut shim = Shim::start("shim", &options, descriptors, Some(&alive))?;
     let machine = bundle.machine(container.record.run.clone(), Vec::new());
     let limits = cgroup::limits(machine.memory()?.bytes(), &bundle.resources);
     let enter = |container: &mut Container| place.enter(container, &limits, &global.report());
@@ -370,10 +354,12 @@ pub(super) struct Shim {
 }
 
 impl Shim {
-    /// Starts one, with our standard streams; `alive` stays locked as long as it lives.
+    /// Starts one, with our standard streams and the descriptors that its process gets; `alive` stays locked as
+    /// long as it lives.
     pub(super) fn start(
         kind: &str,
         options: &[OsString],
+        descriptors: &[RawFd],
         alive: Option<&Alive>,
     ) -> Result<Self, CreateError> {
         let start = || -> io::Result<Self> {
@@ -381,6 +367,10 @@ impl Shim {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["runc", kind]).args(options);
             command.arg("--control").arg(theirs.as_raw_fd().to_string());
+            for number in descriptors {
+                // Open as we got it, so it is there after exec.
+                command.arg("--preserve-fd").arg(number.to_string());
+            }
             // This process has one thread, so nobody else's child gets them.
             fcntl_setfd(&theirs, FdFlags::empty())?;
             if let Some(Alive(lock)) = alive {

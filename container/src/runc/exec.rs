@@ -9,7 +9,8 @@ use oci_spec::runtime::{Capabilities, Process, Spec};
 
 use super::cli::Global;
 use super::control;
-use super::create::{CreateError, NO_FDS, Shim, code_of, has_open, write_pid};
+use super::create::{CreateError, Shim, code_of, write_pid};
+use super::descriptors;
 use super::store::{Container, Status};
 use crate::cli::{Raw, Signals};
 use crate::state::{self, StateError, new_id};
@@ -109,17 +110,24 @@ pub(super) struct Args {
 }
 
 pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> {
+    let descriptors = descriptors::find(args.preserve_fds);
     let signals = (!args.detach).then(Signals::block);
     let container = ready(global, args)?;
-    let process = match &args.process {
+    let spec: Spec = state::load(&container.spec())?;
+    let affinity = spec.process().as_ref();
+    let affinity = affinity.and_then(|process| process.exec_cpu_affinity().clone());
+    let process: Process = match &args.process {
         Some(path) => state::load(path)?,
-        None => new_process(state::load(&container.spec())?, args)?,
+        None => new_process(spec, args)?,
     };
     let has_terminal = process.terminal() == Some(true);
     check(args, has_terminal)?;
     let mut process = process;
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(affinity);
+    }
     let file = container.dir.join(format!("process-{}.json", new_id()));
     state::save(&file, &process)?;
     let mut options: Vec<std::ffi::OsString> = vec!["--dir".into(), container.dir.clone().into()];
@@ -128,7 +136,7 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> 
     if let Some(socket) = &args.console_socket {
         options.extend(["--console-socket".into(), socket.into()]);
     }
-    let started = Shim::start("exec-shim", &options, None).and_then(|mut shim| {
+    let started = Shim::start("exec-shim", &options, &descriptors, None).and_then(|mut shim| {
         let ready = shim.ready();
         let ready = ready.and_then(|_| write_pid(args.pid_file.as_deref(), shim.child.id()));
         ready.map(|()| shim)
@@ -175,7 +183,6 @@ fn ready(global: &Global, args: &Args) -> Result<Container, ExecError> {
 
 fn check(args: &Args, has_terminal: bool) -> Result<(), ExecError> {
     let why = match (has_terminal, &args.console_socket) {
-        _ if has_open(args.preserve_fds) => NO_FDS,
         (true, None) if args.detach => {
             "the process has a terminal, and there is no --console-socket to hand it out at"
         }

@@ -209,8 +209,8 @@ pub(super) fn features() -> Result<(), Error> {
             "noexec", "exec", "noatime", "relatime", "private", "rprivate", "slave", "rslave",
             "shared", "rshared", "tmpcopyup"],
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
-            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false},
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "cgroup": {"v1": false, "v2": true, "systemd": true, "systemdUser": true},
             "seccomp": {"enabled": true, "archs": ["SCMP_ARCH_X86_64"]},
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},

@@ -11,6 +11,7 @@ mod cgroup;
 mod cli;
 mod control;
 mod create;
+mod descriptors;
 mod exec;
 mod hooks;
 mod limits;

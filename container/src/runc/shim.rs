@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 
+use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, api};
 use oci_spec::runtime::Process;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::bundle::{Bundle, BundleError, Netns};
 use super::create::{Word, hear, say};
+use super::descriptors::{self, DescriptorError};
 use super::hooks::{self, HookError};
 use super::store::Container;
 use super::terminal::{Terminal, TerminalError, size_of};
@@ -55,6 +57,8 @@ enum ShimError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Network(#[from] MirrorError),
+    #[error(transparent)]
+    Descriptor(#[from] DescriptorError),
     #[error("cannot {action}")]
     Io {
         action: &'static str,
@@ -94,6 +98,9 @@ pub(super) struct Args {
     /// The descriptor of a socket to who started us
     #[arg(long)]
     control: RawFd,
+    /// Descriptors that the process gets
+    #[arg(long)]
+    preserve_fd: Vec<RawFd>,
     /// The descriptor of the container's lock
     #[arg(long)]
     alive: RawFd,
@@ -116,10 +123,13 @@ pub(super) struct ExecArgs {
     /// The descriptor of a socket to who started us
     #[arg(long)]
     control: RawFd,
+    /// Descriptors that the process gets
+    #[arg(long)]
+    preserve_fd: Vec<RawFd>,
 }
 
 /// A descriptor that the command line names.
-fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+pub(super) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: our own program started us with this descriptor for this purpose, and each number is
     // taken once. One that is not open is refused by the call below, and closed to no effect.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -187,7 +197,8 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
     let Some(wanted) = bundle.spec.process().clone() else {
         return Err(BundleError::Missing("process").into());
     };
-    let (host, window) = host_ends(Some(&wanted), args.console_socket.as_deref())?;
+    let (mut host, window) = host_ends(Some(&wanted), args.console_socket.as_deref())?;
+    host.others = descriptors::take(&args.preserve_fd)?;
     match &bundle.netns {
         Netns::Host => {}
         other => mirror::enter(other.path())?,
@@ -212,7 +223,8 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         network.wait_for_one();
     }
     let machine = bundle.machine(container.record.run.clone(), network.taps());
-    let guest = guest(&bundle, &container, window, &network, &machine)?;
+    let streams = wanted_streams(window.is_some(), &host.others);
+    let guest = guest(&bundle, &container, (streams, window), &network, &machine)?;
     let (ready, is_ready) = channel();
     let mirror = network.clone();
     // All that needs the host's files is on threads of its own, which keep the host's root.
@@ -277,7 +289,7 @@ fn work(
 fn guest(
     bundle: &Bundle,
     container: &Container,
-    window: Option<(u16, u16)>,
+    (streams, window): (api::Streams, Option<(u16, u16)>),
     network: &Mirror,
     machine: &Machine,
 ) -> Result<Guest, ShimError> {
@@ -291,7 +303,7 @@ fn guest(
     Ok(Guest {
         id: container.record.id.clone(),
         spec,
-        streams: wanted(window.is_some()),
+        streams,
         size: window,
         init: false,
         directories: Vec::new(),
@@ -300,11 +312,18 @@ fn guest(
 }
 
 /// All streams that a process has.
-fn wanted(terminal: bool) -> api::Streams {
+fn wanted_streams(terminal: bool, others: &[(Name, File)]) -> api::Streams {
     let mut streams = api::Streams::new();
     streams.token = new_id();
     (streams.stdin, streams.stdout) = (true, true);
     streams.stderr = !terminal;
+    for (name, _) in others {
+        match name {
+            Name::Input(number) => streams.inputs.push(*number),
+            Name::Output(number) => streams.outputs.push(*number),
+            _ => {}
+        }
+    }
     streams
 }
 
@@ -320,7 +339,8 @@ fn begin_exec(args: &ExecArgs) -> Result<Begun, ShimError> {
         let _ = std::fs::write(cgroup.join("cgroup.procs"), "0");
     }
     let wanted_process: Process = state::load(&args.process)?;
-    let (host, window) = host_ends(Some(&wanted_process), args.console_socket.as_deref())?;
+    let (mut host, window) = host_ends(Some(&wanted_process), args.console_socket.as_deref())?;
+    host.others = descriptors::take(&args.preserve_fd)?;
     let agent = Arc::new(control::agent(&container)?);
     let id = container.record.id;
     let exec = new_id();
@@ -328,7 +348,7 @@ fn begin_exec(args: &ExecArgs) -> Result<Begun, ShimError> {
     (request.id, request.exec) = (id.clone(), exec.clone());
     let json = serde_json::to_vec(&wanted_process);
     request.process = json.map_err(|error| io("write JSON")(error.into()))?;
-    request.streams = Some(wanted(window.is_some())).into();
+    request.streams = Some(wanted_streams(window.is_some(), &host.others)).into();
     request.size = window.map(size).into();
     request.cgroup.clone_from(&args.cgroup);
     let streams = crate::shim::exec(&agent, request)
@@ -370,6 +390,7 @@ struct Ends {
     stdin: File,
     stdout: File,
     stderr: Option<File>,
+    others: Vec<(Name, File)>,
 }
 
 /// Those that we were started with, or a terminal that the engine gets, and its size. Of the streams
@@ -390,6 +411,7 @@ fn host_ends(
             stdin: io::stdin().as_fd().try_clone_to_owned()?.into(),
             stdout: io::stdout().as_fd().try_clone_to_owned()?.into(),
             stderr: Some(io::stderr().as_fd().try_clone_to_owned()?.into()),
+            others: Vec::new(),
         })
     };
     let mut ends = own().map_err(io("share the standard streams"))?;
@@ -415,19 +437,21 @@ fn host_ends(
 impl Ends {
     /// Starts to copy; gives the threads that copy what comes from the guest.
     fn connect(self, guest: Streams) -> Vec<JoinHandle<()>> {
-        if let Some(to) = guest.stdin {
-            thread::spawn(move || copy(self.stdin, to));
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        inputs.extend(guest.stdin.map(|to| (self.stdin, to)));
+        outputs.extend(guest.stdout.map(|from| (from, self.stdout)));
+        outputs.extend(guest.stderr.zip(self.stderr));
+        for ((name, own), (_, theirs)) in self.others.into_iter().zip(guest.others) {
+            match name {
+                Name::Input(_) => inputs.push((own, theirs)),
+                _ => outputs.push((theirs, own)),
+            }
         }
-        let outputs = [
-            (guest.stdout, Some(self.stdout)),
-            (guest.stderr, self.stderr),
-        ];
-        let pairs = outputs
-            .into_iter()
-            .filter_map(|(from, to)| Some((from?, to?)));
-        pairs
-            .map(|(from, to)| thread::spawn(move || copy(from, to)))
-            .collect()
+        for (from, to) in inputs {
+            thread::spawn(move || copy(from, to));
+        }
+        let copying = |(from, to)| thread::spawn(move || copy(from, to));
+        outputs.into_iter().map(copying).collect()
     }
 }
 

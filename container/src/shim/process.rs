@@ -361,6 +361,7 @@ fn pipes(interactive: bool) -> io::Result<(Streams, [Option<OwnedFd>; 3])> {
         stdin,
         stdout: Some(OwnedFd::from(stdout).into()),
         stderr: Some(OwnedFd::from(stderr).into()),
+        others: Vec::new(),
     };
     Ok((
         streams,
@@ -416,5 +417,6 @@ fn of_terminal(terminal: &File, bundle: &Bundle) -> io::Result<Streams> {
             .transpose()?,
         stdout: Some(terminal.try_clone()?),
         stderr: None,
+        others: Vec::new(),
     })
 }

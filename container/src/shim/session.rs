@@ -235,21 +235,27 @@ pub struct Streams {
     pub stdout: Option<File>,
     /// From it.
     pub stderr: Option<File>,
+    /// Its further descriptors: inputs, then outputs, each in the order in which the agent was told of them.
+    pub others: Vec<(Name, File)>,
 }
 
 impl Streams {
     /// Connects those that the agent was told of.
     pub fn connect(agent: &Client, wanted: &api::Streams) -> Result<Self, ClientError> {
-        let stream = |is_wanted: bool, name| match is_wanted {
-            true => Ok(Some(
-                OwnedFd::from(agent.stream(name, &wanted.token)?).into(),
-            )),
-            false => Ok(None),
+        let open = |name| -> Result<File, ClientError> {
+            Ok(OwnedFd::from(agent.stream(name, &wanted.token)?).into())
         };
+        let stream = |is_wanted: bool, name| is_wanted.then(|| open(name)).transpose();
+        let inputs = wanted.inputs.iter().map(|number| Name::Input(*number));
+        let outputs = wanted.outputs.iter().map(|number| Name::Output(*number));
+        let others = inputs.chain(outputs);
         Ok(Self {
             stdin: stream(wanted.stdin, Name::Stdin)?,
             stdout: stream(wanted.stdout, Name::Stdout)?,
             stderr: stream(wanted.stderr, Name::Stderr)?,
+            others: others
+                .map(|name| Ok((name, open(name)?)))
+                .collect::<Result<_, ClientError>>()?,
         })
     }
 }
