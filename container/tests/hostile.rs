@@ -7,8 +7,8 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::{Value, json};
@@ -132,7 +132,6 @@ fn archives_take_no_more_memory_than_they_are_worth() {
         }
         Ok(())
     };
-    // Two million would not end otherwise; so many are enough.
     let links = |count: usize, length: usize| {
         move |out: &mut dyn Write| -> io::Result<()> {
             for number in 0..count {
@@ -321,4 +320,116 @@ fn what_a_registry_says_has_a_bound() {
         let sent = sent.load(Ordering::Relaxed);
         assert!(sent < 64 << 20, "{answer:?}: {sent} bytes were taken");
     }
+}
+
+/// Starts a server that answers by `answer` to a request's first line. Gives its address and, of each
+/// request, the first line and who it says it is from.
+fn server(
+    answer: impl Fn(&str) -> String + Send + 'static,
+) -> (String, Arc<Mutex<Vec<(String, String)>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&asked);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
+                head.push(byte[0]);
+                // TLS, which is tried first.
+                if !head[0].is_ascii_uppercase() {
+                    break;
+                }
+            }
+            let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+            let field = |name: &str| {
+                let mut lines = head.lines();
+                let value = lines.find_map(|line| line.strip_prefix(name));
+                value.unwrap_or_default().trim().to_owned()
+            };
+            let length = field("content-length:").parse().unwrap_or(0);
+            let _ = io::copy(&mut (&stream).take(length), &mut io::sink());
+            let first = head.lines().next().unwrap_or_default();
+            if first.ends_with("http/1.1") {
+                let who = field("authorization:");
+                all.lock().unwrap().push((first.to_owned(), who));
+                let _ = stream.write_all(answer(first).as_bytes());
+            }
+        }
+    });
+    (address, asked)
+}
+
+/// If it fails, images are not pushed to registries that want tokens, or whoever a registry points to
+/// learns the user's password or token.
+#[test]
+fn credentials_go_to_the_registry_alone() {
+    let reply = |status: &str, more: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n{more}\r\n{body}"
+        )
+    };
+    let (elsewhere, there) = server(move |_| reply("201 Created", "", ""));
+    let (tokens, token_asked) =
+        server(move |_| reply("200 OK", "", r#"{"token": "secret", "expires_in": 300}"#));
+    let (address, asked) = server(move |first| match first {
+        "get /v2/ http/1.1" => {
+            let realm = format!("Bearer realm=\"http://{tokens}/token\",service=\"here\"");
+            reply("401 No", &format!("WWW-Authenticate: {realm}\r\n"), "")
+        }
+        _ if first.starts_with("head ") => reply("404 No", "", ""),
+        _ if first.starts_with("post ") => {
+            let place = format!("Location: http://{elsewhere}/there?a=b\r\n");
+            reply("202 Accepted", &place, "")
+        }
+        _ => reply("201 Created", "", ""),
+    });
+    let store = Store::new();
+    // user:password
+    let logins = json!({"auths": {&address: {"auth": "dXNlcjpwYXNzd29yZA=="}}});
+    let logins_file = store.0.join("auth.json");
+    fs::write(&logins_file, logins.to_string()).unwrap();
+    let name = format!("{address}/some/image:v1");
+    let layer = |out: &mut dyn Write| entry(out, EntryType::Regular, "file", b"content");
+    assert_eq!(store.feed(&["import", "-", &name], layer).0, Some(0));
+    let mut command = store.with(Command::new(PROGRAM));
+    command.env("REGISTRY_AUTH_FILE", &logins_file);
+    let out = command.args(["push", "-q", &name]).output().unwrap();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+
+    let token_asked = token_asked.lock().unwrap();
+    let (first, who) = token_asked.first().unwrap();
+    assert!(
+        first.contains("scope=repository%3asome%2fimage%3apull%2cpush&service=here"),
+        "{first}"
+    );
+    assert_eq!(who, "basic dxnlcjpwyxnzd29yza==");
+    assert_eq!(token_asked.len(), 1, "{token_asked:?}");
+    let asked = asked.lock().unwrap();
+    let (open, own): (Vec<_>, Vec<_>) = asked.iter().partition(|(_, who)| who.is_empty());
+    assert!(
+        open.iter().all(|(first, _)| first.starts_with("get /v2/ ")),
+        "{open:?}"
+    );
+    assert!(own.iter().all(|(_, who)| who == "bearer secret"), "{own:?}");
+    assert!(
+        own.iter()
+            .any(|(first, _)| first.starts_with("put /v2/some/image/manifests/v1 "))
+    );
+    let there = there.lock().unwrap();
+    // The configuration and the layer.
+    assert_eq!(there.len(), 2, "{there:?}");
+    assert!(
+        there.iter().all(|(first, who)| {
+            first.starts_with("put /there?a=b&digest=sha256%3a") && who.is_empty()
+        }),
+        "{there:?}"
+    );
 }
