@@ -30,10 +30,18 @@ fn what_a_container_prints_has_a_bound() {
         assert_eq!(file.is_ok(), is_there, "{name}");
         assert!(file.map_or(0, |file| file.len()) <= 10 << 10, "{name}");
     }
-    for name in ["monitor.log", "console.log"] {
-        let path = engine.path(&format!("run/{}/{name}", &id[..16]));
-        assert!(fs::metadata(&path).is_ok(), "{path}");
-    }
+    let urgent = "echo '<0>the kernel says' >/dev/kmsg";
+    let id = engine.script(
+        "run -d --privileged busybox",
+        &format!("{urgent}; sleep 10000"),
+    );
+    let log = |name| engine.path(&format!("run/{}/{name}", &id[..16]));
+    wait_until("the console's log", || {
+        fs::read_to_string(log("console.log"))
+            .unwrap()
+            .contains("the kernel says")
+    });
+    assert_eq!(fs::read_to_string(log("monitor.log")).unwrap(), "");
 
     let settings = engine.path("settings.json");
     fs::write(&settings, r#"{"log-opts": {"max-size": "1m"}}"#).unwrap();
@@ -56,7 +64,7 @@ fn what_a_container_prints_has_a_bound() {
 #[test]
 fn names_of_a_container_reach_no_terminal() {
     let engine = Engine::new("escapes");
-    let script = "touch '/\x1b[2J\u{9b}'; sleep 10000 # \x1b[31m\u{9b}";
+    let script = "touch '/\x1b[2J\u{9b}'; sleep 10000; : '\x1b[31m\u{9b}'";
     engine.script("run -d --name evil busybox", script);
     let shown = |line: &str| {
         let output = engine.run(line);
@@ -69,8 +77,8 @@ fn names_of_a_container_reach_no_terminal() {
     wait_until("the file is there", || {
         shown("diff evil").contains("A /\\x1b[2J\\u{9b}")
     });
-    assert!(shown("top evil").contains("# \\x1b[31m\\u{9b}"));
-    assert!(shown("ps --no-trunc").contains("# \\x1b[31m\\u{9b}"));
+    assert!(shown("top evil").contains(": '\\x1b[31m\\u{9b}'"));
+    assert!(shown("ps --no-trunc").contains(": '\\x1b[31m\\u{9b}'"));
     let inspected: Value = serde_json::from_str(&shown("inspect evil")).unwrap();
     assert_eq!(inspected[0]["Args"][1], script);
     for line in [
