@@ -18,7 +18,6 @@ pub struct Access {
 
 /// Direction and space of an access.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
     PortRead,
     PortWrite,
