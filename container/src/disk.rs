@@ -9,7 +9,7 @@ use std::process::Command;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-use crate::files::{FileError, file};
+use crate::files::{FileError, file, private_directory};
 use crate::options::Bytes;
 
 /// How large a writable layer is where nothing is said. It is a bound: the file has only what the
@@ -63,7 +63,7 @@ fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
     if path.exists() {
         return Ok(path);
     }
-    fs::create_dir_all(&dir).map_err(file("cannot make the directory", &dir))?;
+    private_directory(&dir)?;
     let new = dir.join(format!(".{name}-{}", std::process::id()));
     let made = mkfs(&new, size)
         .and_then(|()| Ok(fs::rename(&new, &path).map_err(file("cannot rename", &new))?));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{FileError, file};
+use crate::files::{FileError, file, private_directory};
 use crate::options::pairs;
 use crate::state::{self, Now, StateError, named};
 
@@ -71,6 +71,7 @@ impl Volumes {
 
     /// The volume of that name, which is made if it is not there.
     pub fn make(&self, name: &str, labels: &[String]) -> Result<Volume, VolumeError> {
+        private_directory(&self.dir)?;
         if let Ok(volume) = self.find(name) {
             return Ok(volume);
         }

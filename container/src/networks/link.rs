@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Networks, NetworksError};
+use crate::files::private_directory;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::network::{hosts, resolv_conf};
 use crate::options::{Network as Chosen, Options, Port, transport_name};
@@ -332,7 +333,7 @@ fn netavark(action: &str, dir: &Path) -> Result<Value, LinkError> {
     let place = find()?;
     let made: Made = state::load(&dir.join(MADE))?;
     let own = paths::run().join("netavark");
-    fs::create_dir_all(&own).map_err(io(format!("make {}", own.display())))?;
+    private_directory(&own).map_err(StateError::from)?;
     let (input, output) = (dir.join("netavark.in"), dir.join("netavark.out"));
     let log = dir.join("netavark.log");
     let run = || -> io::Result<_> {

@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{FileError, file};
+use crate::files::{FileError, file, private_directory};
 use crate::options::{as_text, pairs};
 use crate::state::{self, Lock, Now, StateError, named, new_id};
 
@@ -193,7 +193,7 @@ impl Networks {
 
     /// Keeps others from changing networks.
     fn lock(&self) -> Result<Lock, NetworksError> {
-        fs::create_dir_all(&self.dir).map_err(file("cannot make", &self.dir))?;
+        private_directory(&self.dir)?;
         Ok(state::lock(&self.dir.join(".lock"), true)?)
     }
 

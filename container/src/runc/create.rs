@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use cofferdam_agent_protocol::api;
 use oci_spec::runtime::{Hook, Hooks, Spec};
+use rustix::fs::CWD;
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,7 @@ use super::rootfs;
 use super::store::{Alive, Container, Record, Status, StoreError};
 use super::systemd::SystemdError;
 use crate::cli::{Raw, Signals};
+use crate::files::New;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::wire::{read_line, write_line};
 use crate::shim::{signal, size};
@@ -337,10 +339,11 @@ fn prestart(hooks: &Hooks) -> &Option<Vec<Hook>> {
 /// Writes a pid file so that who waits for it finds all of it.
 pub(super) fn write_pid(path: Option<&Path>, pid: u32) -> Result<(), CreateError> {
     let Some(path) = path else { return Ok(()) };
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    let new = path.with_file_name(name);
-    let write = || fs::write(&new, pid.to_string()).and_then(|()| fs::rename(&new, path));
+    let write = || -> io::Result<()> {
+        let mut new = New::make(CWD, path, 0o644)?;
+        write!(new.file, "{pid}")?;
+        new.place()
+    };
     write().map_err(|source| CreateError::PidFile {
         path: path.to_owned(),
         source,

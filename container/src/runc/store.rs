@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::systemd::Scope;
-use crate::files::{FileError, file};
+use crate::files::{FileError, file, lock_file};
 use crate::mirror::Mirror;
 use crate::state::{self, StateError};
 
@@ -153,7 +153,7 @@ impl Store {
             // Of one that was killed, in another life of --root.
             let _ = fs::remove_dir_all(&run);
             DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
-            let lock = File::create(dir.join(ALIVE))?;
+            let lock = lock_file(&dir.join(ALIVE))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
             Ok(Alive(lock))
         };

@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,7 +22,7 @@ pub use events::{Event, Events};
 pub use names::{is_name, new_id, new_name};
 pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
 
-use crate::files::{FileError, file};
+use crate::files::{FileError, New, file, lock_file, private_directory};
 use crate::paths;
 
 /// Why a container cannot be had.
@@ -102,17 +102,12 @@ impl Containers {
 
     /// Those below two directories, which are made if they are missing.
     pub fn at(data: &Path, run: &Path) -> Result<Self, StateError> {
-        use std::os::unix::fs::DirBuilderExt;
         let containers = Self {
             data: data.join("containers"),
             run: run.to_owned(),
         };
         for dir in [&containers.data, &containers.run] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(file("cannot make the directory", dir))?;
+            private_directory(dir)?;
         }
         Ok(containers)
     }
@@ -311,8 +306,7 @@ impl Container {
 
 /// Takes a lock, which is a file.
 pub(crate) fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
-    let lock = File::options().create(true).append(true).open(path);
-    let lock = lock.map_err(file("cannot open", path))?;
+    let lock = lock_file(path).map_err(file("cannot open", path))?;
     let how = if wait {
         FlockOperation::LockExclusive
     } else {
@@ -347,21 +341,14 @@ pub(crate) fn save(path: &Path, value: &impl Serialize) -> Result<(), StateError
         source,
     };
     let text = serde_json::to_vec_pretty(value).map_err(json)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}~", std::process::id()));
-    let new = path.with_file_name(name);
     let write = || -> io::Result<()> {
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
+        let mut new = New::make(CWD, path, 0o644)?;
+        new.file.write_all(&text)?;
         // The data before the name, or a crash of the host may leave an empty file.
-        file.sync_data()?;
-        fs::rename(&new, path)
+        new.file.sync_data()?;
+        new.place()
     };
-    let written = write().map_err(|error| {
-        let _ = fs::remove_file(&new);
-        file("cannot write", path)(error)
-    });
-    Ok(written?)
+    Ok(write().map_err(file("cannot write", path))?)
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use self::oci::{Descriptor, Manifest};
 use super::digest::Digest;
 use super::reference::{NotAReference, Reference};
 use super::{busybox, layer};
+use crate::files;
 use crate::json;
 
 /// Why the store cannot do what it is asked.
@@ -135,6 +136,7 @@ pub struct Session {
 impl Store {
     /// The store in a directory, which is made if need be.
     pub fn open(root: &Path) -> Result<Self, Error> {
+        files::private_directory(root).map_err(|e| Error::io(e.action, root, e.source))?;
         for directory in ["blobs/sha256", "layers", "holds", "tmp"] {
             let path = root.join(directory);
             if !path.is_dir() {
@@ -268,14 +270,7 @@ impl Store {
     fn lock(&self, name: &str, operation: FlockOperation) -> Result<File, Error> {
         let path = self.root.join(name);
         let failed = |error| Error::io("cannot lock", &path, error);
-        let mut options = File::options();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path);
-        let file = file.map_err(failed)?;
+        let file = files::lock_file(&path).map_err(failed)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation))
             .map_err(|error| failed(error.into()))?;
         Ok(file)
