@@ -6,6 +6,7 @@ pub mod copy;
 pub mod create;
 pub mod disk;
 pub mod files;
+pub mod hostpath;
 pub mod image;
 pub mod json;
 pub mod limits;

@@ -88,6 +88,62 @@ fn files_are_copied() {
     engine.text("rm -f one");
 }
 
+/// If it fails, a container that had files copied to the host has others written where it likes, or gets
+/// files of the host.
+#[test]
+fn what_a_copy_brought_is_not_followed() {
+    let engine = Engine::new("cp-links");
+    let (out, outside) = (engine.path("out"), engine.path("outside"));
+    for dir in [&out, &outside] {
+        fs::create_dir(dir).unwrap();
+    }
+    fs::write(format!("{outside}/file"), "the host's").unwrap();
+    let links = format!(
+        "mkdir /tree; ln -s {outside} /data; ln -s {outside} /tree/sub; ln -s {outside}/file /one; \
+         exec sleep 1000"
+    );
+    engine.script("run -d --name one --network none busybox", &links);
+    engine.text("exec one test -L /one");
+    for name in ["data", "tree", "one"] {
+        engine.text(&format!("cp one:/{name} {out}/{name}"));
+    }
+    engine.script(
+        "exec one",
+        "rm /data /tree/sub /one; mkdir /data /tree/sub; echo theirs | tee /data/new /tree/sub/new >/one",
+    );
+    for line in [
+        format!("one:/data {out}/data"),
+        format!("one:/data {out}/data/"),
+        format!("one:/data {out}"),
+        format!("one:/data/. {out}/data/."),
+        format!("-a one:/data {out}/data/made"),
+        format!("one:/tree {out}"),
+        format!("one:/tree/sub {out}/tree"),
+        format!("one:/tree/sub/new {out}/tree/sub/new"),
+        format!("one:/tree/sub/new {out}/tree/sub/file"),
+        format!("{out}/data/. one:/root"),
+        format!("{out}/data/ one:/root"),
+        format!("{out}/data/file one:/root"),
+        format!("{out}/tree/sub/file one:/root"),
+    ] {
+        let end = engine.run(&format!("cp {line}"));
+        assert_ne!(code(&end), 0, "{line}: {end:?}");
+    }
+    let end = engine.run(&format!("save -o {out}/one busybox"));
+    assert_ne!(code(&end), 0, "{end:?}");
+    assert_eq!(engine.text("exec one ls /root"), "");
+    assert_eq!(host(&format!("ls {outside}")), "file\n");
+    let file = fs::read_to_string(format!("{outside}/file")).unwrap();
+    assert_eq!(file, "the host's");
+    // A file takes the place of a link, and who says so has links followed.
+    engine.text(&format!("cp one:/one {out}/one"));
+    let one = fs::symlink_metadata(format!("{out}/one")).unwrap();
+    assert!(one.is_file());
+    engine.text(&format!("cp -L {out}/data/file one:/root"));
+    assert_eq!(engine.text("exec one cat /root/file"), "the host's");
+    engine.text("rm -f one");
+}
+
 /// If it fails, what a container changed is not seen, or the image that is made of it runs neither here
 /// nor with Podman.
 #[test]

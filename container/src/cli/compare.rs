@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::fail;
 use crate::compare::report::{Report, SCHEMA};
 use crate::compare::{self, CompareError};
+use crate::hostpath::{HostPath, HostPathError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,6 +53,8 @@ pub(super) struct Args {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
+    Path(#[from] HostPathError),
+    #[error(transparent)]
     Compare(#[from] CompareError),
     #[error("cannot {action} {path}")]
     File {
@@ -81,10 +84,13 @@ fn show(args: &Args) -> Result<(), Error> {
         None => measure(args)?,
     };
     if let Some(path) = &args.html {
-        fs::write(path, compare::html(&report)).map_err(|source| Error::File {
-            action: "write",
-            path: path.clone(),
-            source,
+        HostPath::find(path)?.write(|file| {
+            let written = file.write_all(compare::html(&report).as_bytes());
+            written.map_err(|source| Error::File {
+                action: "write",
+                path: path.clone(),
+                source,
+            })
         })?;
     }
     let mut out = io::stdout();

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, futimens, linkat,
@@ -117,17 +116,8 @@ pub fn directory(archive: impl Read, top: &OwnedFd, owner: Owner) -> io::Result<
     Ok(left_out)
 }
 
-/// Writes the one file that an archive has to a path.
-pub fn file(archive: impl Read, target: &Path, owner: Owner) -> io::Result<()> {
-    let parent = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let name = target
-        .file_name()
-        .ok_or_else(|| io::Error::other("the target has no name"))?;
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = rustix::fs::open(parent, flags, Mode::empty())?;
+/// Writes the one file that an archive has to a directory, with another name.
+pub fn file(archive: impl Read, parent: &OwnedFd, name: &OsStr, owner: Owner) -> io::Result<()> {
     let mut archive = Archive::new(archive);
     let entry = match archive.entry()? {
         Some(entry) if matches!(entry.kind, Kind::File | Kind::Symlink) => entry,
@@ -139,7 +129,7 @@ pub fn file(archive: impl Read, target: &Path, owner: Owner) -> io::Result<()> {
                 .and(Err(io::ErrorKind::UnexpectedEof.into()));
         }
     };
-    one(&mut archive, &entry, &parent, name, owner)?;
+    one(&mut archive, &entry, parent, name, owner)?;
     if let Some(entry) = archive.entry()? {
         return Err(bad(&entry, "was not asked for"));
     }
@@ -223,12 +213,13 @@ fn attributes(entry: &Entry, file: impl AsFd, owner: Owner) -> io::Result<()> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use tar::{Builder, EntryType, Header};
 
     use super::*;
     use crate::copy::{From, open, pack};
+    use crate::hostpath::HostPath;
 
     struct Dir(PathBuf);
 
@@ -320,12 +311,12 @@ mod tests {
         let half = archive(&entries);
         assert!(directory(&half[..3 * 512 + 1], &top, Owner::Us).is_err());
         // One file is asked for, one file comes.
-        let target = inside.join("one");
+        let target = OsStr::new("one");
         let two = archive(&[("x", file, "1"), ("y", file, "2")]);
-        assert!(super::file(&two[..], &target, Owner::Us).is_err());
-        assert!(super::file(&archive(&[])[..], &target, Owner::Us).is_err());
+        assert!(super::file(&two[..], &top, target, Owner::Us).is_err());
+        assert!(super::file(&archive(&[])[..], &top, target, Owner::Us).is_err());
         let device = archive(&[("x", EntryType::Block, "")]);
-        assert!(super::file(&device[..], &target, Owner::Us).is_err());
+        assert!(super::file(&device[..], &top, target, Owner::Us).is_err());
     }
 
     /// If it fails, files are changed on their way from host to container or back.
@@ -340,7 +331,10 @@ mod tests {
         fs::set_permissions(from.join("sub"), closed).unwrap();
         std::os::unix::fs::symlink("sub/file", from.join("link")).unwrap();
         let what = |path: &Path, name: &'static str, follow| From {
-            file: open(path, follow).unwrap(),
+            file: match follow {
+                true => open(path).unwrap(),
+                false => HostPath::find(path).unwrap().open().unwrap(),
+            },
             name: Path::new(name),
             owners: false,
         };
@@ -356,8 +350,8 @@ mod tests {
         for (follow, is_link) in [(false, true), (true, false)] {
             let mut bytes = Vec::new();
             pack(what(&from.join("link"), "one", follow), &mut bytes).unwrap();
+            super::file(&bytes[..], &top, OsStr::new("one"), Owner::Us).unwrap();
             let target = to.join("one");
-            super::file(&bytes[..], &target, Owner::Us).unwrap();
             assert_eq!(fs::symlink_metadata(&target).unwrap().is_symlink(), is_link);
         }
     }

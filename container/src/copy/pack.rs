@@ -16,7 +16,7 @@ use tar::{Builder, Header};
 /// What is packed.
 #[derive(Debug)]
 pub struct From<'a> {
-    /// It, as [`open`] opens it.
+    /// It, opened with `O_PATH`: a link itself, unless what it leads to is meant.
     pub file: File,
     /// What it is called in the archive; `.`: what is in the directory, without a name for it.
     pub name: &'a Path,
@@ -24,13 +24,9 @@ pub struct From<'a> {
     pub owners: bool,
 }
 
-/// Opens what is to be packed; if it is a symbolic link and `follow`, what that leads to.
-pub fn open(path: &Path, follow: bool) -> io::Result<File> {
-    let link = match follow {
-        true => OFlags::empty(),
-        false => OFlags::NOFOLLOW,
-    };
-    let flags = OFlags::PATH | OFlags::CLOEXEC | link;
+/// Opens what is to be packed, where links lead.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 

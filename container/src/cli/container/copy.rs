@@ -1,18 +1,24 @@
 //! `cp`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
 
 use super::Outcome;
 use super::control::{failed, host, root};
 use crate::copy::{self, CopyError, Files, From, Owner};
+use crate::hostpath::{HostPath, HostPathError};
 use crate::options::Isolation;
 use crate::state::Containers;
 
 const RULES: &str = "\
 A directory is copied into a directory that is there, and becomes one that is not; `SOURCE/.` copies
 what is in it. A container's paths begin at its root. `-` is a tar on standard input or output.
+
+On the host no symbolic link is followed, for an earlier copy may have brought it: at the end of TARGET it
+is replaced by a file, elsewhere it is an error. --follow-link follows those of a SOURCE on the host.
 
 A container that does not run is set up in a VM for it, and not started; with --isolation=process it
 has to run.";
@@ -21,10 +27,11 @@ has to run.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = RULES)]
 pub(in crate::cli) struct Args {
-    /// With owners and set-id bits; else all that comes is the user's, all that goes is root's
+    /// With owners and set-id bits; else all that comes is the user's, all that goes is root's. Warning:
+    /// so a container can leave programs on the host that run as root for whoever starts them
     #[arg(short, long)]
     archive: bool,
-    /// If SOURCE is a symbolic link, copy what that leads to
+    /// Follow symbolic links of SOURCE's path, and copy what a link leads to
     #[arg(short = 'L', long)]
     follow_link: bool,
     /// Say nothing (nor does it otherwise)
@@ -49,6 +56,15 @@ enum CpError {
     NoDirectory(String),
     #[error("the archive is not written to a terminal; send it to a file or a pipe")]
     Terminal,
+    #[error(
+        "{0} is a symbolic link, and it is not followed, because a container may have made it with \
+         an earlier copy; --follow-link follows it"
+    )]
+    Link(String),
+    #[error("{0} is neither a file nor a directory, and nothing else is replaced")]
+    Special(String),
+    #[error(transparent)]
+    Path(#[from] HostPathError),
     #[error("cannot copy from {0}")]
     From(String, #[source] io::Error),
     #[error("cannot copy to {0}")]
@@ -204,31 +220,36 @@ impl Copy<'_> {
         let own = Path::new(from).file_name().map(PathBuf::from);
         // Of the root there is only what is in it.
         let contents = from.ends_with("/.") || own.is_none();
-        let found = match fs::metadata(to) {
-            Ok(about) if about.is_dir() => Found::Directory,
-            Ok(_) => Found::Other,
-            Err(_) => Found::Nothing,
-        };
+        let mut place = HostPath::find(Path::new(to))?;
+        let found = place
+            .kind()?
+            .map(|kind| replaceable(to, kind))
+            .transpose()?;
+        let found = found.unwrap_or(Found::Nothing);
         let goal = goal(is_directory, &own.unwrap_or_default(), contents, to, found)?;
-        let target = match &goal.name {
-            Some(name) => goal.dir.join(name),
-            None => goal.dir,
-        };
+        if let (Found::Directory, Some(name)) = (found, &goal.name) {
+            place = place.below(name.as_os_str())?;
+        }
         let owner = match self.args.archive {
             true => Owner::Archive,
             false => Owner::Us,
         };
-        let failed = |error| CpError::To(target.display().to_string(), error);
-        if is_directory && !target.is_dir() {
-            fs::create_dir(&target).map_err(failed)?;
-        }
         // A directory's name is not the container's to choose: what it has goes into the target.
-        let name = if is_directory { "." } else { "file" };
-        let done = self.receive(from, name, |archive| match is_directory {
-            true => copy::extract_directory(archive, &File::open(&target)?.into(), owner),
-            false => copy::extract_file(archive, &target, owner).map(|()| 0),
-        })?;
-        left_out(done.map_err(failed)?);
+        let done = match is_directory {
+            true => {
+                let top = place.make_directory()?;
+                self.receive(from, ".", |archive| {
+                    copy::extract_directory(archive, &top, owner)
+                })?
+            }
+            false => {
+                let (parent, name) = place.entry()?;
+                self.receive(from, "file", |archive| {
+                    copy::extract_file(archive, parent, name, owner).map(|()| 0)
+                })?
+            }
+        };
+        left_out(done.map_err(|error| CpError::To(to.to_owned(), error))?);
         Ok(())
     }
 
@@ -252,12 +273,19 @@ impl Copy<'_> {
     fn put_host(&self, from: &str, to: &str) -> Result<(), CpError> {
         let path = Path::new(from);
         let failed = |error| CpError::From(from.to_owned(), error);
-        let follow = self.args.follow_link || from.ends_with('/') || from.ends_with("/.");
-        let about = match follow {
-            true => fs::metadata(path),
-            false => fs::symlink_metadata(path),
+        let file = match self.args.follow_link {
+            true => copy::open(path).map_err(failed)?,
+            false => HostPath::find(path)?.open()?,
         };
-        let is_directory = about.map_err(failed)?.is_dir();
+        let about = file.metadata().map_err(failed)?;
+        let is_directory = about.is_dir();
+        let as_directory = from.ends_with('/') || from.ends_with("/.");
+        if as_directory && !is_directory {
+            return Err(match about.is_symlink() {
+                true => CpError::Link(from.to_owned()),
+                false => CpError::Missing(format!("directory {from}")),
+            });
+        }
         // `.` and `..` have no name of their own.
         let own = match path.file_name() {
             Some(name) => PathBuf::from(name),
@@ -272,7 +300,7 @@ impl Copy<'_> {
         let dir = goal.dir.to_string_lossy().into_owned();
         self.must_be_directory(&dir)?;
         let what = From {
-            file: copy::open(path, follow).map_err(failed)?,
+            file,
             name: goal.name.as_deref().unwrap_or(Path::new(".")),
             owners: self.args.archive,
         };
@@ -283,6 +311,18 @@ impl Copy<'_> {
         })?;
         left_out(missing);
         Ok(())
+    }
+}
+
+/// What is at the target of a copy, if that is anything to copy to or to replace. A link is, but not one
+/// to a device, such as `/dev/stdout`.
+fn replaceable(target: &str, kind: FileType) -> Result<Found, CpError> {
+    let is_special = |path| fs::metadata(path).is_ok_and(|it| !it.is_file() && !it.is_dir());
+    match kind {
+        FileType::Directory => Ok(Found::Directory),
+        FileType::RegularFile => Ok(Found::Other),
+        FileType::Symlink if !is_special(target) => Ok(Found::Other),
+        _ => Err(CpError::Special(target.to_owned())),
     }
 }
 

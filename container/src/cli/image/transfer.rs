@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Outcome, list};
+use crate::hostpath::HostPath;
 use crate::image::store::oci::Platform;
 use crate::image::{Store, archive, change};
 
@@ -96,14 +97,8 @@ pub(super) fn save(wanted: &Save) -> Outcome {
         archive::save(&store, &wanted.images, BufWriter::new(io::stdout().lock()))?;
         return Ok(());
     };
-    let said = |error| Named::new("cannot write", path, error);
-    let file = File::create(path).map_err(said)?;
-    let done = archive::save(&store, &wanted.images, BufWriter::new(file));
-    if done.is_err() {
-        // Half an archive looks like one.
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(done?)
+    HostPath::find(path)?
+        .write(|file| Ok(archive::save(&store, &wanted.images, BufWriter::new(file))?))
 }
 
 /// `cofferdam import`.
