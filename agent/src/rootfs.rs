@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::STORAGE;
 use cofferdam_agent_protocol::api::{self, Overlay, Share, Storage, Tmpfs};
-use cofferdam_changes::fill;
+use cofferdam_changes::{fill, unpack};
 use cofferdam_root::RootDir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -77,7 +77,7 @@ impl Mounts {
             mounts.storage(storage)?;
             if !storage.fill_from.is_empty() {
                 let place = &storage.fill_from;
-                fill(&target_of(storage)?, &root, place)
+                fill(&target_of(storage)?, &root, place, unpack)
                     .context(|| format!("copy the image's {place} to its volume"))?;
             }
         }

@@ -1,7 +1,7 @@
 //! A new volume gets what the image has at its place.
 
 use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, PipeReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -14,15 +14,22 @@ use tar::Archive;
 use crate::write_layer;
 
 /// Copies the directory at `place` of the file system at `root` to `volume`, if that is an empty
-/// directory: files, owner and mode. Nothing at that place is nothing to copy.
-pub fn fill(volume: &Path, root: &Path, place: &str) -> io::Result<()> {
+/// directory: files, owner and mode. Nothing at that place is nothing to copy. `unpack` gets it as an
+/// archive, the volume, and whether files have the owners that the archive says: others may have the
+/// volume, too, and write to it meanwhile.
+pub fn fill(
+    volume: &Path,
+    root: &Path,
+    place: &str,
+    unpack: impl Fn(PipeReader, &Path, bool) -> io::Result<()>,
+) -> io::Result<()> {
     if !is_empty(volume)? {
         return Ok(());
     }
     let Some((source, _open)) = find(root, place)? else {
         return Ok(());
     };
-    match copy(&source, volume, true) {
+    match copy(&source, volume, true, &unpack) {
         // The host's user has no other owners to give: then all of it is that user's, as what the
         // container writes there will be.
         Err(error)
@@ -31,7 +38,7 @@ pub fn fill(volume: &Path, root: &Path, place: &str) -> io::Result<()> {
                 ErrorKind::PermissionDenied | ErrorKind::InvalidInput
             ) =>
         {
-            clear(volume).and_then(|()| copy(&source, volume, false))
+            clear(volume).and_then(|()| copy(&source, volume, false, &unpack))
         }
         other => other,
     }
@@ -55,7 +62,20 @@ fn find(root: &Path, place: &str) -> io::Result<Option<(PathBuf, OwnedFd)>> {
     }
 }
 
-fn copy(source: &Path, volume: &Path, owners: bool) -> io::Result<()> {
+/// Unpacks an archive where nobody is deceived by links but who made them: in their own guest.
+pub fn unpack(archive: PipeReader, volume: &Path, owners: bool) -> io::Result<()> {
+    let mut archive = Archive::new(archive);
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(owners);
+    archive.unpack(volume)
+}
+
+fn copy(
+    source: &Path,
+    volume: &Path,
+    owners: bool,
+    unpack: impl Fn(PipeReader, &Path, bool) -> io::Result<()>,
+) -> io::Result<()> {
     let about = fs::metadata(source)?;
     if owners {
         chown(volume, Some(about.uid()), Some(about.gid()))?;
@@ -66,11 +86,7 @@ fn copy(source: &Path, volume: &Path, owners: bool) -> io::Result<()> {
     thread::scope(|scope| {
         // The link in /proc would be taken for a file.
         let written = scope.spawn(|| write_layer(&source.join("."), &[], writer));
-        let mut archive = Archive::new(reader);
-        archive.set_preserve_permissions(true);
-        archive.set_preserve_ownerships(owners);
-        let unpacked = archive.unpack(volume);
-        drop(archive);
+        let unpacked = unpack(reader, volume, owners);
         match written.join() {
             // Whoever reads no more says why.
             Ok(written) => unpacked.and(written),
@@ -112,18 +128,19 @@ mod tests {
         symlink("sub/file", root.join("data/symlink")).unwrap();
         symlink("/data", root.join("there")).unwrap();
 
-        fill(&volume, &root, "/not/there").unwrap();
-        fill(&volume, &root, "/data/sub/file").unwrap();
+        let fill = |place: &str| super::fill(&volume, &root, place, unpack).unwrap();
+        fill("/not/there");
+        fill("/data/sub/file");
         assert!(is_empty(&volume).unwrap());
         // By a link that is absolute in the image.
-        fill(&volume, &root, "/there").unwrap();
+        fill("/there");
         let mode = |path: &str| fs::metadata(volume.join(path)).unwrap().mode() & 0o7777;
         assert_eq!((mode("."), mode("sub/file")), (0o710, 0o640));
         assert_eq!(fs::read_to_string(volume.join("symlink")).unwrap(), "one");
         assert_eq!(fs::metadata(volume.join("link")).unwrap().nlink(), 2);
 
         fs::write(root.join("data/sub/file"), "two").unwrap();
-        fill(&volume, &root, "/data").unwrap();
+        fill("/data");
         assert_eq!(fs::read_to_string(volume.join("link")).unwrap(), "one");
         clear(&volume).unwrap();
         assert!(is_empty(&volume).unwrap());

@@ -8,15 +8,18 @@ mod fill;
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsString};
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
-pub use fill::fill;
+pub use fill::{fill, unpack};
 
 /// What hides a file of lower layers: an empty file of the same name with this in front (OCI image
 /// specification, "Whiteouts").
@@ -28,40 +31,74 @@ pub const OPAQUE: &[u8] = b".wh..wh..opq";
 /// OCI's whiteouts. The same directory makes the same bytes.
 ///
 /// `points` are where something was mounted: what is empty there was made for that, and is no change.
+///
+/// Who writes to the overlay meanwhile leads nowhere else: no path is walked twice, and no link followed.
 pub fn write_layer(upper: &Path, points: &[PathBuf], out: impl Write) -> io::Result<()> {
     let mut layer = Layer {
         tar: Builder::new(out),
         links: HashMap::new(),
     };
-    let mut pending = vec![PathBuf::new()];
-    while let Some(path) = pending.pop() {
-        let whole = upper.join(&path);
-        let metadata = fs::symlink_metadata(&whole)?;
+    let mut pending: Vec<(Rc<File>, OsString, PathBuf)> = Vec::new();
+    let mut next = Some((find(CWD, upper, OFlags::empty())?, PathBuf::new()));
+    while let Some((file, path)) = next {
+        let metadata = file.metadata()?;
         let is_point = points
             .iter()
             .any(|point| *point == Path::new("/").join(&path));
-        if is_point && is_empty(&whole, &metadata)? {
-            continue;
+        let directory = match metadata.is_dir() {
+            true => Some(list(&file)?),
+            false => None,
+        };
+        let is_empty = match &directory {
+            Some((_, names)) => names.is_empty(),
+            None => metadata.is_file() && metadata.len() == 0,
+        };
+        if !(is_point && is_empty) {
+            layer.file(&file, &path, &metadata)?;
+            if let Some((directory, names)) = directory {
+                let directory = Rc::new(directory);
+                // The last is the next.
+                pending.extend(names.into_iter().rev().map(|name| {
+                    let path = path.join(&name);
+                    (Rc::clone(&directory), name, path)
+                }));
+            }
         }
-        layer.file(&whole, &path, &metadata)?;
-        if metadata.is_dir() {
-            let entries: io::Result<Vec<_>> = fs::read_dir(&whole)?.collect();
-            let mut names: Vec<_> = entries?
-                .into_iter()
-                .map(|entry| entry.file_name())
-                .collect();
-            names.sort();
-            pending.extend(names.into_iter().rev().map(|name| path.join(name)));
-        }
+        next = match pending.pop() {
+            Some((parent, name, path)) => {
+                let file = find(parent.as_fd(), Path::new(&name), OFlags::NOFOLLOW)?;
+                Some((file, path))
+            }
+            None => None,
+        };
     }
     layer.tar.into_inner()?.flush()
 }
 
-fn is_empty(path: &Path, metadata: &Metadata) -> io::Result<bool> {
-    match metadata.is_dir() {
-        true => Ok(fs::read_dir(path)?.next().is_none()),
-        false => Ok(metadata.is_file() && metadata.len() == 0),
+/// What a name stands for, only to know what it is.
+fn find(parent: BorrowedFd<'_>, name: &Path, how: OFlags) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | how;
+    Ok(openat(parent, name, flags, Mode::empty())?.into())
+}
+
+/// A directory, to be read, and the names in it, in order.
+fn list(directory: &File) -> io::Result<(File, Vec<OsString>)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = openat(directory, ".", flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&opened)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
     }
+    names.sort();
+    Ok((opened.into(), names))
+}
+
+/// A path that leads to what is open, and no further if that is a link.
+fn path_of(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 struct Layer<W: Write> {
@@ -71,7 +108,7 @@ struct Layer<W: Write> {
 }
 
 impl<W: Write> Layer<W> {
-    fn file(&mut self, whole: &Path, path: &Path, metadata: &Metadata) -> io::Result<()> {
+    fn file(&mut self, file: &File, path: &Path, metadata: &Metadata) -> io::Result<()> {
         let kind = metadata.file_type();
         if kind.is_char_device() && metadata.rdev() == 0 {
             let name = path.file_name().unwrap_or_default();
@@ -79,7 +116,7 @@ impl<W: Write> Layer<W> {
             hidden.push(name);
             return self.empty(&path.with_file_name(hidden));
         }
-        let xattrs = xattrs(whole)?;
+        let xattrs = xattrs(file, path)?;
         // Sockets have no meaning without who listens, and tar has no type for them.
         if kind.is_socket() {
             return Ok(());
@@ -93,12 +130,13 @@ impl<W: Write> Layer<W> {
             header.set_entry_type(EntryType::Link);
             link = Some(first.clone());
         } else if kind.is_symlink() {
-            link = Some(fs::read_link(whole)?);
+            let target = readlinkat(file, "", Vec::new())?;
+            link = Some(OsString::from_vec(target.into_bytes()).into());
         } else if kind.is_char_device() || kind.is_block_device() {
             header.set_device_major(rustix::fs::major(metadata.rdev()))?;
             header.set_device_minor(rustix::fs::minor(metadata.rdev()))?;
         } else if kind.is_file() {
-            content = Some(File::open(whole)?);
+            content = Some(File::open(path_of(file))?);
             header.set_size(metadata.len());
         }
         let is_link = header.entry_type() == EntryType::Link;
@@ -220,10 +258,11 @@ fn records(metadata: &Metadata, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, V
 }
 
 /// The extended attributes of a file, a link itself, by name.
-fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(file: &File, path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let own = path_of(file);
     // As many bytes as Linux ever gives.
     let mut buffer = vec![0; 1 << 16];
-    let length = match rustix::fs::llistxattr(path, &mut buffer[..]) {
+    let length = match rustix::fs::listxattr(&own, &mut buffer[..]) {
         Err(rustix::io::Errno::OPNOTSUPP) => 0,
         other => other?,
     };
@@ -236,7 +275,7 @@ fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut found = Vec::new();
     for name in names {
         let key = CString::new(name.clone())?;
-        let length = rustix::fs::lgetxattr(path, &key, &mut buffer[..])?;
+        let length = rustix::fs::getxattr(&own, &key, &mut buffer[..])?;
         let value = buffer[..length].to_vec();
         if name.ends_with(b".overlay.redirect") || name.ends_with(b".overlay.metacopy") {
             return Err(io::Error::other(format!(
@@ -246,4 +285,53 @@ fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         found.push((name, value));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// If it fails, a container that changes its files while it is committed gets the host's into its
+    /// image.
+    #[test]
+    fn a_directory_that_becomes_a_link_leads_nowhere() {
+        let top = std::env::temp_dir().join(format!("cofferdam-layer-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&top);
+        let (upper, outside) = (top.join("upper"), top.join("outside"));
+        fs::create_dir_all(upper.join("a")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(upper.join("a/file"), "own").unwrap();
+        fs::write(outside.join("file"), "secret").unwrap();
+        symlink(&outside, upper.join("b")).unwrap();
+        let stop = AtomicBool::new(false);
+        let swap = |from: &str, to: &str| fs::rename(upper.join(from), upper.join(to)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for (from, to) in [("a", "c"), ("b", "a"), ("c", "b")] {
+                        swap(from, to);
+                    }
+                }
+            });
+            let mut whole = 0;
+            for _ in 0..2000 {
+                let mut layer = Vec::new();
+                // What is gone since it was listed is an error.
+                whole += u32::from(write_layer(&upper, &[], &mut layer).is_ok());
+                let is_told = layer.windows(6).any(|part| part == b"secret");
+                if is_told {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                assert!(!is_told);
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(whole > 0);
+        });
+        fs::remove_dir_all(top).unwrap();
+    }
 }

@@ -1,14 +1,16 @@
 //! What a runtime of the host's is given: what an agent would be, and what only the host and the mounted
 //! root file system know.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cofferdam_changes::fill;
 use oci_spec::runtime::Spec;
 
-use super::process::{ProcessError, io};
+use super::process::{self, ProcessError};
 use super::rootfs::ROOTFS;
+use crate::copy::{Owner, extract_directory};
 use crate::options::{Device, Runtime};
 use crate::root::RootDir;
 use crate::{spec, state};
@@ -75,6 +77,15 @@ pub fn find_init() -> Result<PathBuf, ProcessError> {
     found.ok_or(ProcessError::NoInit)
 }
 
+/// Writes an archive to a volume; another container that has it, too, may plant links there meanwhile.
+fn unpack(archive: impl Read, volume: &Path, owners: bool) -> io::Result<()> {
+    let owner = match owners {
+        true => Owner::Archive,
+        false => Owner::Us,
+    };
+    extract_directory(archive, &File::open(volume)?.into(), owner).map(drop)
+}
+
 impl Bundle {
     /// Writes all of it, where the runtime looks for it.
     pub(super) fn prepare(&self, root: &RootDir) -> Result<(), ProcessError> {
@@ -86,10 +97,12 @@ impl Bundle {
             (RESOLV_CONF, &self.resolv_conf),
         ];
         for (name, text) in etc {
-            fs::write(self.run.join(name), text).map_err(io("write the container's names"))?;
+            fs::write(self.run.join(name), text)
+                .map_err(process::io("write the container's names"))?;
         }
         for (volume, place) in &self.volumes {
-            fill(volume, &self.run.join(ROOTFS), place).map_err(|source| ProcessError::Volume {
+            let filled = fill(volume, &self.run.join(ROOTFS), place, unpack);
+            filled.map_err(|source| ProcessError::Volume {
                 place: place.clone(),
                 source,
             })?;
