@@ -163,6 +163,7 @@ fn map(
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
+    leave_out_of_cores(address, len)?;
     if hugepages.is_none() {
         // SAFETY: advises on the mapping just made. Failure means a host without transparent huge
         // pages, which costs speed only.
@@ -201,11 +202,21 @@ pub fn map_file(file: BorrowedFd, size: u64, len: u64, read_only: bool) -> io::R
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
+    leave_out_of_cores(address, size)?;
     // SAFETY: what is left of the reservation behind the file, which nobody knows of yet.
     if unsafe { libc::mprotect(room.wrapping_byte_add(size), len - size, prot) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(room.addr() as u64)
+}
+
+/// Has no core dump of the process show what is the guest's.
+fn leave_out_of_cores(address: *mut libc::c_void, len: usize) -> io::Result<()> {
+    // SAFETY: changes nothing that is in memory.
+    match unsafe { libc::madvise(address, len, libc::MADV_DONTDUMP) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Sets aside `len` bytes of address space, aligned to the huge page, and gives back what stands
@@ -239,6 +250,33 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+
+    /// If it fails, who reads a core dump of the monitor reads the guest's memory.
+    #[test]
+    fn core_dumps_have_no_guest_memory() {
+        let config = MemoryConfig {
+            size: MemorySize::from_mib(32),
+            ..MemoryConfig::default()
+        };
+        for sharing in [Sharing::Private, Sharing::Memfd] {
+            let memory = allocate(&config, sharing).unwrap();
+            let start = memory.iter().next().unwrap().as_ptr().addr();
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let has_start = |line: &&str| {
+                let range = line
+                    .split_once(' ')
+                    .and_then(|(range, _)| range.split_once('-'));
+                let parse = |text| usize::from_str_radix(text, 16).ok();
+                range.is_some_and(|(from, to)| {
+                    parse(from).is_some_and(|from| from <= start)
+                        && parse(to).is_some_and(|to| start < to)
+                })
+            };
+            let mut lines = maps.lines().skip_while(|line| !has_start(line));
+            let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+            assert!(flags.contains(" dd"), "{sharing:?}: {flags}");
+        }
+    }
 
     /// If it fails, the host cannot use huge pages, and each 4 KiB page costs a fault.
     #[test]
