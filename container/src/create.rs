@@ -257,6 +257,7 @@ fn shares(options: &Options) -> Result<Vec<Share>, CreateError> {
             source,
             target: mount.target.clone(),
             read_only: mount.read_only,
+            rights: mount.rights,
             volume,
             anonymous,
         });
@@ -385,6 +386,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             .map(|share| Shared {
                 source: share.source.clone(),
                 read_only: share.read_only,
+                rights: share.rights,
                 fill_from: is_filled(share).then(|| share.target.clone()),
             })
             .collect(),

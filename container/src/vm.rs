@@ -12,7 +12,7 @@ use cofferdam_agent_protocol::api;
 
 use crate::limits::Limits;
 use crate::network::{self, Uplink};
-use crate::options::{Bytes, Port};
+use crate::options::{Bytes, Port, Rights};
 
 /// Memory of a VM whose container has no limit. What it does not touch, and what it gives back, is the
 /// host's; so this is a bound and no reservation. More of it costs, as the guest's kernel keeps 64
@@ -24,7 +24,7 @@ pub const DEFAULT_MEMORY: Bytes = Bytes(512 << 20);
 const OVERHEAD: u64 = 64 << 20;
 /// Of memory and of images, by the kernel's own description of each page: 64 bytes of 4096.
 const PAGE_SHARE: u64 = 64;
-/// The tag of the device that has everything which is shared with the container.
+/// The tag of the device that has what is shared with the container; behind it, what that may leave there.
 pub const TAG: &str = "cofferdam";
 /// The name of a root file system that is a directory of the host, on that device, and the serial number of
 /// one that is a disk.
@@ -86,6 +86,8 @@ pub enum Root {
         path: PathBuf,
         /// Nobody writes to it.
         read_only: bool,
+        /// What the container may leave there.
+        rights: Rights,
     },
     /// A file system that nobody writes to, on a device of its own.
     Image(Image),
@@ -135,6 +137,8 @@ pub struct Shared {
     pub source: PathBuf,
     /// The container may not write.
     pub read_only: bool,
+    /// What it may leave there.
+    pub rights: Rights,
     /// The place in the image whose files it gets if it is empty: that of a new volume.
     pub fill_from: Option<String>,
 }
@@ -215,9 +219,13 @@ impl Machine {
             }));
         for (number, shared) in self.shares.iter().enumerate() {
             let name = number.to_string();
-            config
-                .fs
-                .push(share(&shared.source, &name, shared.read_only));
+            let Shared {
+                source,
+                read_only,
+                rights,
+                ..
+            } = shared;
+            config.fs.push(share(source, &name, *read_only, *rights));
         }
         config.log = LogConfig {
             level: LogLevel::Warn,
@@ -250,7 +258,11 @@ impl Machine {
                     ..DiskConfig::default()
                 }));
             }
-            Root::Directory { path, read_only } => config.fs.push(share(path, ROOT, *read_only)),
+            Root::Directory {
+                path,
+                read_only,
+                rights,
+            } => config.fs.push(share(path, ROOT, *read_only, *rights)),
             Root::Image(Image { path, kind }) => match kind {
                 ImageKind::Erofs => config.pmems.push(PmemConfig {
                     file: path.clone(),
@@ -316,7 +328,7 @@ impl Machine {
                 }
                 rootfs.set_overlay(overlay);
             }
-            Root::Directory { .. } => rootfs.set_share(agent_share(ROOT)),
+            Root::Directory { rights, .. } => rootfs.set_share(agent_share(ROOT, *rights)),
             Root::Image(Image { kind, .. }) => {
                 let mut block = api::Block::new();
                 let (device, fstype) = match kind {
@@ -337,7 +349,7 @@ impl Machine {
             storage.target = storage_path(number).display().to_string();
             storage.readonly = shared.read_only;
             storage.fill_from = shared.fill_from.clone().unwrap_or_default();
-            storage.set_share(agent_share(&number.to_string()));
+            storage.set_share(agent_share(&number.to_string(), shared.rights));
             storage
         };
         self.shares.iter().enumerate().map(storage).collect()
@@ -383,19 +395,28 @@ pub fn disk_path(number: usize) -> PathBuf {
     }
 }
 
-fn share(path: &Path, name: &str, ro: bool) -> FsConfig {
+/// A device for each combination of rights, since a process with the right to none of it serves most.
+fn tag(rights: Rights) -> String {
+    let suid = if rights.suid { "-suid" } else { "" };
+    let dev = if rights.dev { "-dev" } else { "" };
+    format!("{TAG}{suid}{dev}")
+}
+
+fn share(path: &Path, name: &str, ro: bool, rights: Rights) -> FsConfig {
     FsConfig {
-        tag: TAG.into(),
+        tag: tag(rights),
         path: Some(path.to_owned()),
         name: Some(name.into()),
         ro,
+        suid: rights.suid,
+        dev: rights.dev,
         ..FsConfig::default()
     }
 }
 
-fn agent_share(name: &str) -> api::Share {
+fn agent_share(name: &str, rights: Rights) -> api::Share {
     let mut share = api::Share::new();
-    share.tag = TAG.into();
+    share.tag = tag(rights);
     share.path = name.into();
     share
 }
@@ -434,6 +455,7 @@ mod tests {
                 .map(|(source, read_only)| Shared {
                     source: source.into(),
                     read_only,
+                    rights: Rights::default(),
                     fill_from: (!read_only).then(|| "/var/data".into()),
                 })
                 .to_vec(),
@@ -504,9 +526,14 @@ mod tests {
     /// If it fails, the agent mounts another directory than was shared, or writable.
     #[test]
     fn shares_have_numbers() {
+        let all = Rights {
+            suid: true,
+            dev: true,
+        };
         let machine = machine(Root::Directory {
             path: "/bundle/rootfs".into(),
             read_only: false,
+            rights: all,
         });
         let storages = machine.storages();
         assert_eq!(storages[1].target, "/run/cofferdam/storage/1");
@@ -518,5 +545,9 @@ mod tests {
         let mut config = VmConfig::default();
         machine.add_root(&mut config);
         assert_eq!(config.fs[0].name.as_deref(), Some(ROOT));
+        // What may leave set-ID programs on the host has a device of its own.
+        assert!(config.fs[0].suid && config.fs[0].dev);
+        assert_eq!(config.fs[0].tag, machine.rootfs().share().tag);
+        assert_ne!(config.fs[0].tag, storages[1].share().tag);
     }
 }

@@ -1,26 +1,69 @@
-//! A file system whose requests name nothing but entries of directories.
+//! A file system whose requests name nothing but entries of directories, and leave no programs that
+//! run as their owner unless that was allowed.
 //!
 //! Kernels send names without slashes, and resolve `..` and links themselves; virtiofsd takes their
 //! word for it and hands names to the host's kernel as they come. What confines those is the
 //! sandbox's root; here is the second wall: one name is one step.
+//!
+//! File capabilities and device nodes are a matter of the sandbox: without the right to them the process
+//! has no capability that they take. Set-ID bits take none, so they are taken out here. As where the host
+//! itself takes a bit that somebody may not set, that is no error.
 
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Gid;
+use rustix::thread::set_thread_res_gid;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::soft_idmap::Id;
 
-/// Refuses names that are paths, and passes all else on.
-pub struct Checked<F>(pub Arc<F>);
+/// Refuses names that are paths, takes set-ID bits out of modes, and passes all else on.
+pub struct Checked<F> {
+    pub fs: Arc<F>,
+    /// Set-ID bits are kept.
+    pub set_id: bool,
+}
+
+impl<F> Checked<F> {
+    /// The mode that a file may have.
+    fn mode(&self, mode: u32) -> u32 {
+        match self.set_id {
+            true => mode,
+            false => mode & !(libc::S_ISUID | libc::S_ISGID),
+        }
+    }
+}
 
 impl<F> Clone for Checked<F> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self {
+            fs: self.fs.clone(),
+            set_id: self.set_id,
+        }
+    }
+}
+
+/// The process's group for as long as this lives; without the right to set all set-group-ID bits, those of
+/// its group's files can be set.
+struct Group;
+
+impl Group {
+    fn enter(group: u32) -> Option<Self> {
+        let entered = set_thread_res_gid(None::<Gid>, Gid::from_raw(group), None::<Gid>);
+        entered.is_ok().then_some(Self)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // It is the process's real one, to which there is always a way back.
+        let _ = set_thread_res_gid(None::<Gid>, Gid::ROOT, None::<Gid>);
     }
 }
 
@@ -42,7 +85,7 @@ macro_rules! delegate {
     )*) => {$(
         fn $name $(<$generic: $bound>)? (&self $(, $argument: $type)*) $(-> $result)? {
             $($(check($checked)?;)+)?
-            self.0.$name($($argument),*)
+            self.fs.$name($($argument),*)
         }
     )*};
 }
@@ -50,7 +93,7 @@ macro_rules! delegate {
 type Opened<H> = (Option<H>, OpenOptions);
 type Created<H> = (Entry, Option<H>, OpenOptions);
 
-impl<F: FileSystem> FileSystem for Checked<F> {
+impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
     type Inode = F::Inode;
     type Handle = F::Handle;
     type DirIter = F::DirIter;
@@ -59,10 +102,6 @@ impl<F: FileSystem> FileSystem for Checked<F> {
         fn lookup(ctx: Context, parent: F::Inode, name: &CStr) -> io::Result<Entry>, where name;
         fn symlink(
             ctx: Context, target: &CStr, parent: F::Inode, name: &CStr, extensions: Extensions,
-        ) -> io::Result<Entry>, where name;
-        fn mknod(
-            ctx: Context, parent: F::Inode, name: &CStr, mode: u32, rdev: u32, umask: u32,
-            extensions: Extensions,
         ) -> io::Result<Entry>, where name;
         fn mkdir(
             ctx: Context, parent: F::Inode, name: &CStr, mode: u32, umask: u32,
@@ -76,10 +115,62 @@ impl<F: FileSystem> FileSystem for Checked<F> {
         fn link(
             ctx: Context, inode: F::Inode, parent: F::Inode, name: &CStr,
         ) -> io::Result<Entry>, where name;
-        fn create(
-            ctx: Context, parent: F::Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
-            umask: u32, extensions: Extensions,
-        ) -> io::Result<Created<F::Handle>>, where name;
+    }
+
+    fn mknod(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        check(name)?;
+        let mode = self.mode(mode);
+        self.fs
+            .mknod(ctx, parent, name, mode, rdev, umask, extensions)
+    }
+
+    fn create(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Created<F::Handle>> {
+        check(name)?;
+        let mode = self.mode(mode);
+        self.fs
+            .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)
+    }
+
+    fn setattr(
+        &self,
+        ctx: Context,
+        inode: u64,
+        mut attr: SetattrIn,
+        handle: Option<F::Handle>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        let mut group = None;
+        if valid.contains(SetattrValid::MODE) && self.mode(attr.mode) != attr.mode {
+            let (about, _) = self.fs.getattr(ctx, inode, None)?;
+            if about.mode & libc::S_IFMT != libc::S_IFDIR {
+                attr.mode = self.mode(attr.mode);
+            } else if attr.mode & libc::S_ISGID != 0 {
+                // A directory's only says whose what is made in it is.
+                group = Group::enter(about.gid.into_inner());
+            }
+        }
+        let done = self.fs.setattr(ctx, inode, attr, handle, valid);
+        drop(group);
+        done
     }
 
     // What names nothing.
@@ -90,10 +181,6 @@ impl<F: FileSystem> FileSystem for Checked<F> {
         fn batch_forget(ctx: Context, requests: Vec<(F::Inode, u64)>);
         fn getattr(
             ctx: Context, inode: F::Inode, handle: Option<F::Handle>,
-        ) -> io::Result<(Attr, Duration)>;
-        fn setattr(
-            ctx: Context, inode: F::Inode, attr: SetattrIn, handle: Option<F::Handle>,
-            valid: SetattrValid,
         ) -> io::Result<(Attr, Duration)>;
         fn readlink(ctx: Context, inode: F::Inode) -> io::Result<Vec<u8>>;
         fn open(

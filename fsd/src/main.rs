@@ -26,7 +26,7 @@ use clap::Parser;
 
 use sandbox::SandboxError;
 use server::ServerError;
-use share::Share;
+use share::{Rights, Share};
 
 /// Exit code for a host that cannot; the monitor's has the same meaning.
 const EXIT_HOST: u8 = 3;
@@ -41,6 +41,8 @@ struct Args {
     /// Directory (repeatable): [name=NAME,][ro,]path=DIR
     #[arg(long = "share", value_name = "path=DIR", required = true)]
     shares: Vec<Share>,
+    #[command(flatten)]
+    rights: Rights,
 }
 
 /// Why nothing is served.
@@ -64,7 +66,7 @@ enum FsdError {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match run(&args.shares) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // In all other cases the monitor has been told, and tells the user, if there is one.
@@ -76,22 +78,22 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves `shares` to the monitor at the other end of standard input until it hangs up. What goes
+/// Serves directories to the monitor at the other end of standard input until it hangs up. What goes
 /// wrong before is said to the monitor.
-fn run(shares: &[Share]) -> Result<(), FsdError> {
+fn run(args: &Args) -> Result<(), FsdError> {
     let socket = take_stdin().map_err(FsdError::Socket)?;
     logger::init().map_err(FsdError::Log)?;
-    let result = serve(&socket, shares);
+    let result = serve(&socket, args);
     if let Err(error) = &result {
         monitor::report(&socket, &Causes(error).to_string());
     }
     result
 }
 
-fn serve(socket: &UnixStream, shares: &[Share]) -> Result<(), FsdError> {
-    let sandbox = sandbox::enter(shares)?;
-    let read_only = shares.iter().all(|share| share.ro);
-    Ok(server::serve(socket, sandbox, read_only)?)
+fn serve(socket: &UnixStream, args: &Args) -> Result<(), FsdError> {
+    let sandbox = sandbox::enter(&args.shares, args.rights)?;
+    let read_only = args.shares.iter().all(|share| share.ro);
+    Ok(server::serve(socket, sandbox, read_only, args.rights)?)
 }
 
 /// Standard input, if it is a socket; what is left in its place is empty. Whatever else the monitor

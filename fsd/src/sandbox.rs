@@ -20,19 +20,22 @@ use rustix::mount::{
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::share::Share;
+use crate::share::{Rights, Share};
 
-/// Serving files for a guest's users takes these: to own, to open and to mark files as they would,
-/// and to be them while it makes one.
+/// Serving files for a guest's users takes these: to own and to open files as they would, and to be
+/// them while it makes one.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP);
+    .union(CapabilitySet::SETUID);
+/// To keep set-ID bits when a file is written to, and to give file capabilities.
+const SUID: CapabilitySet = CapabilitySet::FSETID.union(CapabilitySet::SETFCAP);
+/// To make device nodes.
+const DEV: CapabilitySet = CapabilitySet::MKNOD;
 
+/// Private memory and the first pages of programs; in the kernel's core(5), a bit each.
+const CORE: &str = "0x31";
 /// Descriptors at most, where the host allows so many.
 const MAX_FILES: u64 = 1 << 20;
 /// Where the new root is mounted until it is the root: a directory that is on every host.
@@ -88,8 +91,9 @@ pub struct Sandbox {
 
 /// Puts the process into a sandbox whose root is made of `shares`. It goes on in a child; the parent
 /// stays to wait for it, holds nothing, and ends as it ends.
-pub fn enter(shares: &[Share]) -> Result<Sandbox, SandboxError> {
+pub fn enter(shares: &[Share], rights: Rights) -> Result<Sandbox, SandboxError> {
     die_with_parent()?;
+    leave_guest_out_of_cores()?;
     let max_files = raise_file_limit()?;
     let is_single_user = !rustix::process::geteuid().is_root();
     unshare(is_single_user)?;
@@ -101,7 +105,7 @@ pub fn enter(shares: &[Share]) -> Result<Sandbox, SandboxError> {
         .step("open /proc/self/fd")?
         .into();
     make_root(shares)?;
-    drop_privileges(is_single_user)?;
+    drop_privileges(is_single_user, rights)?;
     Ok(Sandbox {
         proc_self_fd,
         max_files,
@@ -113,6 +117,15 @@ pub fn enter(shares: &[Share]) -> Result<Sandbox, SandboxError> {
 fn die_with_parent() -> Result<(), SandboxError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .step("ask to end with the monitor")
+}
+
+/// A core dump has no memory that is shared, which is the guest's.
+fn leave_guest_out_of_cores() -> Result<(), SandboxError> {
+    match fs::write("/proc/self/coredump_filter", CORE) {
+        // A kernel that writes none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.step("leave the guest out of core dumps"),
+    }
 }
 
 /// As many as a guest may remember files. Root may have more than it was given; others have what they were
@@ -308,7 +321,7 @@ fn set_attributes(mount: BorrowedFd<'_>, set: u64, flags: libc::c_int) -> io::Re
 }
 
 /// Keeps the capabilities that it needs, for good.
-fn drop_privileges(is_single_user: bool) -> Result<(), SandboxError> {
+fn drop_privileges(is_single_user: bool, rights: Rights) -> Result<(), SandboxError> {
     if !is_single_user {
         // In a user namespace of its own it has given them up already, and may not.
         nix::unistd::setgroups(&[]).step("give up supplementary groups")?;
@@ -322,9 +335,12 @@ fn drop_privileges(is_single_user: bool) -> Result<(), SandboxError> {
         }
     }
     rustix::thread::set_no_new_privs(true).step("give up new privileges")?;
+    let mut capabilities = CAPABILITIES;
+    capabilities.set(SUID, rights.suid);
+    capabilities.set(DEV, rights.dev);
     let sets = CapabilitySets {
-        effective: CAPABILITIES,
-        permitted: CAPABILITIES,
+        effective: capabilities,
+        permitted: capabilities,
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None::<Pid>, sets).step("give up capabilities")

@@ -19,6 +19,7 @@ use crate::checked::Checked;
 use crate::filter::{self, FilterError};
 use crate::monitor;
 use crate::sandbox::Sandbox;
+use crate::share::Rights;
 use crate::unnamed::Unnamed;
 
 /// Descriptors that the process needs for itself: a memory table's, the rings', its own.
@@ -47,7 +48,12 @@ pub enum ServerError {
 
 /// Sends the monitor a connection and serves it until it hangs up. `read_only` refuses what would
 /// change anything before the kernel has to.
-pub fn serve(socket: &UnixStream, sandbox: Sandbox, read_only: bool) -> Result<(), ServerError> {
+pub fn serve(
+    socket: &UnixStream,
+    sandbox: Sandbox,
+    read_only: bool,
+    rights: Rights,
+) -> Result<(), ServerError> {
     let (listener, connection) = connect().map_err(ServerError::Connection)?;
     let descriptors = sandbox.proc_self_fd.try_clone();
     let descriptors = descriptors.map_err(ServerError::FileSystem)?;
@@ -60,12 +66,12 @@ pub fn serve(socket: &UnixStream, sandbox: Sandbox, read_only: bool) -> Result<(
         let fs = PassthroughFsRo::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(fs, unnamed, descriptors, listener)
+        run(checked(fs, rights), unnamed, descriptors, listener)
     } else {
         let fs = PassthroughFs::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(fs, unnamed, descriptors, listener)
+        run(checked(fs, rights), unnamed, descriptors, listener)
     }
 }
 
@@ -113,14 +119,21 @@ fn config(sandbox: Sandbox) -> Config {
     }
 }
 
+fn checked<F>(fs: F, rights: Rights) -> Checked<F> {
+    Checked {
+        fs: Arc::new(fs),
+        set_id: rights.suid,
+    }
+}
+
 fn run<F: Named>(
-    fs: F,
+    fs: Checked<F>,
     unnamed: Unnamed,
     descriptors: File,
     mut listener: Listener,
 ) -> Result<(), ServerError> {
     let failed = |error: &dyn std::fmt::Debug| ServerError::Backend(format!("{error:?}"));
-    let backend = Backend::new(Checked(Arc::new(fs)), unnamed, descriptors);
+    let backend = Backend::new(fs, unnamed, descriptors);
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory)
         .map_err(|error| failed(&error))?;

@@ -14,6 +14,19 @@ pub struct Share {
     pub ro: bool,
 }
 
+/// What the guest may leave on the host beside files and directories, in all that is shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct Rights {
+    /// Keep set-user-ID and set-group-ID bits and file capabilities that the guest gives to programs.
+    /// Warning: whoever on the host can reach such a program becomes the user whose it is
+    #[arg(long)]
+    pub suid: bool,
+    /// Let the guest make device nodes. Warning: they are the host's devices for whoever on the host
+    /// can reach them
+    #[arg(long)]
+    pub dev: bool,
+}
+
 /// The text is no directory's options.
 #[derive(Debug, thiserror::Error)]
 #[error("expected [name=NAME,][ro,]path=DIR")]

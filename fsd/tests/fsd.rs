@@ -39,6 +39,7 @@ mod op {
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
     pub const FSYNC: u32 = 20;
+    pub const SETXATTR: u32 = 21;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const CREATE: u32 = 35;
@@ -502,13 +503,23 @@ fn only_files_and_directories_are_opened() {
     let mut guest = Guest::sharing(&shared);
     let (pipe, _) = guest.lookup(ROOT, "pipe").unwrap();
     guest.open(pipe, libc::O_RDONLY).unwrap_err();
-    // Memory of the host: made perhaps, opened never.
+    // Memory of the host: made if that was allowed, opened never.
     let number = 1 << 8 | 1;
-    let body = [
-        words(&[libc::S_IFCHR | 0o666, number, 0, 0]),
-        zero_ended(&["mem"]),
-    ];
-    if guest.call(op::MKNOD, ROOT, &body.concat()).is_ok() {
+    let body = |number| {
+        let numbers = words(&[libc::S_IFCHR | 0o666, number, 0, 0]);
+        [numbers, zero_ended(&["mem"])].concat()
+    };
+    let made = guest.call(op::MKNOD, ROOT, &body(number));
+    assert_eq!(made, Err(libc::EPERM));
+    // What an overlay hides files with is no device.
+    guest.call(op::MKNOD, ROOT, &body(0)).unwrap();
+    fs::remove_file(shared.join("mem")).unwrap();
+    drop(guest);
+    let mut guest = Guest::new(&[&FsConfig {
+        dev: true,
+        ..share(&shared, None, false)
+    }]);
+    if guest.call(op::MKNOD, ROOT, &body(number)).is_ok() {
         assert!(
             fs::symlink_metadata(shared.join("mem"))
                 .unwrap()
@@ -517,6 +528,71 @@ fn only_files_and_directories_are_opened() {
         );
         let (node, _) = guest.lookup(ROOT, "mem").unwrap();
         guest.open(node, libc::O_RDWR).unwrap_err();
+    }
+}
+
+/// If it fails, a guest's root makes any user of the host root of the host, or users of set-ID programs in
+/// shared directories lose them.
+#[test]
+fn programs_get_rights_only_where_that_is_allowed() {
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let set_mode = |guest: &mut Guest, node: u64, mode: u32| {
+        let mut body = vec![0; 88];
+        body[..4].copy_from_slice(&1u32.to_le_bytes());
+        body[68..72].copy_from_slice(&mode.to_le_bytes());
+        guest.call(op::SETATTR, node, &body).map(drop)
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    for suid in [false, true] {
+        let kept = |mode: u32| if suid { mode } else { mode & 0o777 };
+        let (_dir, shared) = tree();
+        let existing = shared.join("existing");
+        fs::write(&existing, "old").unwrap();
+        if is_root {
+            // The bit is kept although the directory's group is none of the process's.
+            std::os::unix::fs::chown(shared.join("inner"), None, Some(1234)).unwrap();
+        }
+        chmod(&existing, 0o6755);
+        let mut guest = Guest::new(&[&FsConfig {
+            suid,
+            ..share(&shared, None, false)
+        }]);
+        let regular = libc::S_IFREG | 0o6755;
+        let body = [words(&[0o2, regular, 0, 0]), zero_ended(&["created"])].concat();
+        guest.call(op::CREATE, ROOT, &body).unwrap();
+        let body = [words(&[regular, 0, 0, 0]), zero_ended(&["made"])].concat();
+        guest.call(op::MKNOD, ROOT, &body).unwrap();
+        let (file, _) = guest.lookup(ROOT, "file").unwrap();
+        set_mode(&mut guest, file, regular).unwrap();
+        for name in ["created", "made", "file"] {
+            assert_eq!(mode(&shared.join(name)), kept(0o6755), "{name}");
+        }
+        let (inner, _) = guest.lookup(ROOT, "inner").unwrap();
+        set_mode(&mut guest, inner, libc::S_IFDIR | 0o2775).unwrap();
+        assert_eq!(mode(&shared.join("inner")), 0o2775);
+
+        // A program that is there already does not become another.
+        let (node, _) = guest.lookup(ROOT, "existing").unwrap();
+        let handle = guest.open(node, libc::O_RDWR).unwrap();
+        let mut body = handle.to_le_bytes().to_vec();
+        body.extend(words(&[0, 0, 3, 0, 0, 0, 0, 0]));
+        body.extend(b"new");
+        guest.call(op::WRITE, node, &body).unwrap();
+        assert_eq!(fs::read(&existing).unwrap(), b"new");
+        assert_eq!(mode(&existing), kept(0o6755));
+
+        let value = words(&[0x0200_0001, 1 << 10, 0, 0, 0]);
+        let size = u32::try_from(value.len()).unwrap();
+        let name = zero_ended(&["security.capability"]);
+        let body = [words(&[size, 0]), name, value].concat();
+        let given = guest.call(op::SETXATTR, file, &body).map(drop);
+        match suid {
+            false => assert_eq!(given, Err(libc::EPERM)),
+            true => assert_eq!(given, Ok(())),
+        }
     }
 }
 
@@ -562,8 +638,12 @@ fn the_process_can_do_nothing_else() {
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!(field("Seccomp:"), "2");
     assert_eq!(field("CapBnd:"), "0000000000000000");
-    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
-    assert_eq!(field("CapEff:"), "00000000880000db");
+    // CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID; not FSETID, MKNOD, SETFCAP.
+    assert_eq!(field("CapEff:"), "00000000000000cb");
+    assert_eq!(field("CapPrm:"), "00000000000000cb");
+    // A dump of it has none of the guest's memory, which is shared.
+    let core = fs::read_to_string(format!("/proc/{process}/coredump_filter")).unwrap();
+    assert_eq!(core.trim(), "00000031");
     assert!(field("NSpid:").ends_with("\t1"));
     for namespace in ["mnt", "pid", "net", "ipc", "uts"] {
         let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{namespace}")).unwrap();

@@ -73,8 +73,9 @@ pub struct Args {
     /// [,queues=N][,mac=ADDRESS][,mtu=BYTES][,rate_limit.rx|tx.bytes_per_second=BYTES]
     #[arg(long = "net", value_name = "passt|tap=NAME[,…]", value_parser = net, help_heading = DEVICES)]
     nets: Vec<NetConfig>,
-    /// Directory that the guest mounts by its tag (repeatable): tag=NAME,path=DIR[,ro][,name=NAME],
-    /// or tag=NAME,socket=PATH for another file-system daemon
+    /// Directory that the guest mounts by its tag (repeatable): tag=NAME,path=DIR[,ro][,name=NAME][,suid]
+    /// [,dev], or tag=NAME,socket=PATH for another file-system daemon. Warning: with suid the guest can
+    /// leave programs there that run as root on the host, with dev nodes of the host's devices
     #[arg(long = "fs", value_name = "tag=NAME,path=DIR[,…]", value_parser = fs, help_heading = DEVICES)]
     fs: Vec<FsConfig>,
     /// Sockets between guest and host: cid=ADDRESS (3 or more),uds=PATH of the host's socket

@@ -23,6 +23,14 @@ pub struct FsConfig {
     /// The guest may not write.
     #[serde(skip_serializing_if = "is_default")]
     pub ro: bool,
+    /// Set-ID bits and file capabilities that the guest gives to programs are kept: whoever on the host
+    /// can reach such a program becomes the user whose it is.
+    #[serde(skip_serializing_if = "is_default")]
+    pub suid: bool,
+    /// The guest may make device nodes, which are the host's devices for whoever on the host can reach
+    /// them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dev: bool,
     /// Instead of a directory: the Unix socket of a vhost-user file-system daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
@@ -42,8 +50,9 @@ impl FsConfig {
         if self.path.is_some() == self.socket.is_some() {
             return wrong("give either path=DIRECTORY or socket=PATH");
         }
-        if self.socket.is_some() && (self.name.is_some() || self.ro) {
-            return wrong("name and ro are the daemon's affair where a socket is given");
+        let has_options = self.name.is_some() || self.ro || self.suid || self.dev;
+        if self.socket.is_some() && has_options {
+            return wrong("all else is the daemon's affair where a socket is given");
         }
         match self.name.as_deref() {
             Some("" | "." | "..") => wrong("the name is none that a directory can have"),
@@ -69,6 +78,9 @@ pub(super) fn validate(all: &[FsConfig]) -> Result<(), ConfigError> {
         for before in all.iter().take(at).filter(|other| other.tag == fs.tag) {
             if before.name.is_none() || fs.name.is_none() {
                 return Err(fs.error("directories that share a tag must each have a name"));
+            }
+            if (before.suid, before.dev) != (fs.suid, fs.dev) {
+                return Err(fs.error("directories that share a tag must agree on suid and dev"));
             }
             if before.name == fs.name {
                 return Err(fs.error("two directories have one name"));
@@ -130,6 +142,19 @@ mod tests {
                 ro: true,
                 ..fs("t", None)
             }],
+            vec![FsConfig {
+                path: None,
+                socket,
+                suid: true,
+                ..fs("t", None)
+            }],
+            vec![
+                fs("t", Some("a")),
+                FsConfig {
+                    dev: true,
+                    ..fs("t", Some("b"))
+                },
+            ],
         ] {
             validate(&bad).unwrap_err();
         }

@@ -372,6 +372,8 @@ mod tests {
                 path: Some("/srv".into()),
                 name: Some("n".into()),
                 ro: true,
+                suid: true,
+                dev: true,
                 socket: None,
             }],
             rng: Switch::Off,

@@ -18,11 +18,13 @@ const NUMBERS: &[&str] = &[
 /// Fields that are on or off.
 const SWITCHES: &[&str] = &[
     "deflate_on_oom",
+    "dev",
     "iothread",
     "prefault",
     "reporting",
     "pmem",
     "ro",
+    "suid",
 ];
 
 /// Why an option string is refused.

@@ -57,7 +57,11 @@ impl Daemon {
         for option in shares.iter().copied().filter_map(option) {
             command.arg("--share").arg(option);
         }
+        // All shares of a device have the same.
+        let suid = shares.iter().any(|share| share.suid).then_some("--suid");
+        let dev = shares.iter().any(|share| share.dev).then_some("--dev");
         let mut child = command
+            .args(suid.into_iter().chain(dev))
             .env_clear()
             // A terminal's Ctrl-C is for the monitor, whose guest may still have files to write.
             .process_group(0)

@@ -326,6 +326,46 @@ fn files_are_shared() {
     engine.text("volume rm named fresh");
 }
 
+/// If it fails, a container's root makes any user of the host root of the host, by programs and devices in
+/// what it shares with the host.
+#[test]
+fn shared_programs_and_devices_get_no_rights() {
+    let engine = Engine::new("rights");
+    let (shared, trusted) = (engine.path("shared"), engine.path("trusted"));
+    for dir in [&shared, &trusted] {
+        fs::create_dir(dir).unwrap();
+    }
+    // Nobody but us reaches what is ours, whoever made it first.
+    engine.text("volume create named");
+    for dir in ["", "/volumes"] {
+        let mode = host(&format!("stat -c %a {}{dir}", engine.path("data")));
+        assert_eq!(mode, "700\n", "{dir}");
+    }
+    let line = format!(
+        "run --rm --network none -v {shared}:/shared -v named:/volume -v {trusted}:/trusted:suid,dev \
+         busybox"
+    );
+    let said = engine.script(
+        &line,
+        "for at in shared volume trusted; do cd /$at; cp /bin/busybox program; chmod 6755 program
+         mkdir dir; chmod 2775 dir; mknod pipe p; mknod null c 1 3 2>/dev/null || echo refused
+         stat -c %a program dir; done",
+    );
+    assert_eq!(said, "refused\n755\n2775\nrefused\n755\n2775\n6755\n2775");
+    let volume = engine.path("data/volumes/named/_data");
+    for (dir, expected) in [
+        (&shared, "2775 755\n"),
+        (&volume, "2775 755\n"),
+        (&trusted, "2775 6755\n"),
+    ] {
+        let modes = host(&format!("cd {dir}; echo $(stat -c %a dir program)"));
+        assert_eq!(modes, expected, "{dir}");
+        let is_made = host(&format!("cd {dir}; test -c null && echo made || true"));
+        assert_eq!(is_made == "made\n", *dir == trusted, "{dir}");
+    }
+    engine.text("volume rm named");
+}
+
 /// If it fails, nobody can work in a container from a terminal.
 #[test]
 fn a_container_has_a_terminal() {

@@ -316,6 +316,38 @@ fn a_bundle_lives_as_the_specification_says() {
     runtime.nothing_is_left();
 }
 
+/// If it fails, packages with set-ID programs cannot be installed in a container whose root is a directory, or
+/// it leaves such programs where any user of the host can start them.
+#[test]
+fn programs_get_rights_where_nobody_else_is() {
+    let runtime = Runtime::new("runc-rights");
+    let volume = runtime.path("volume");
+    host(&format!("mkdir {volume}; chmod 755 {volume}"));
+    let script =
+        "for at in / /volume /trusted; do cd $at; busybox cp /bin/busybox p; busybox chmod 4755 p
+                  busybox mknod n c 1 3 2>/dev/null; echo $(busybox stat -c %a p) $(ls n); done";
+    for (mode, in_root) in [("700", "4755 n"), ("755", "755")] {
+        let name = format!("mode-{mode}");
+        let trusted = runtime.path(&format!("trusted-{mode}"));
+        host(&format!("mkdir {trusted}"));
+        let bundle = runtime.bundle(&name, script, |config| {
+            config["mounts"].as_array_mut().unwrap().extend([
+                json!({"destination": "/volume", "source": volume, "options": ["rbind"]}),
+                json!({"destination": "/trusted", "source": trusted,
+                       "options": ["rbind", "suid", "dev"]}),
+            ]);
+        });
+        host(&format!("chmod 755 {}/..; chmod {mode} {bundle}", bundle));
+        let end = runtime.run(&format!("run --bundle {bundle} {name}"));
+        let expected = format!("{in_root}\n755\n4755 n\n");
+        assert_eq!(String::from_utf8_lossy(&end.stdout), expected, "{end:?}");
+        let modes = host(&format!(
+            "stat -c %a {bundle}/rootfs/p {volume}/p {trusted}/p"
+        ));
+        assert_eq!(modes, expected.replace(" n", ""));
+    }
+}
+
 /// If it fails, `run` does not end as the container does, a failure is not said, or leaves something.
 #[test]
 fn a_bundle_runs_and_fails() {

@@ -22,7 +22,7 @@ pub use bytes::Bytes;
 pub use device::Device;
 pub use health::{Health, Period};
 pub use log::LogLimit;
-pub use mount::{Kind, Mount, Tmpfs};
+pub use mount::{Kind, Mount, Rights, Tmpfs};
 pub use network::{AddHost, Network, Port, Ports, name as transport_name};
 pub use restart::Restart;
 pub use ulimit::Ulimit;
@@ -226,13 +226,16 @@ pub struct Options {
     /// The root file system is read-only
     #[arg(long, help_heading = FILES)]
     pub read_only: bool,
-    /// Mount a directory or file of the host, or a volume
+    /// Mount a directory or file of the host, or a volume; OPTIONS: ro, rw, and with a VM suid, dev.
+    /// Warning: with suid a container can leave programs there that run as root for whoever starts
+    /// them on the host, with dev nodes of the host's devices; without, set-id bits are dropped
     #[arg(
         short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]", help_heading = FILES,
         value_parser = Mount::from_volume
     )]
     pub volume: Vec<Mount>,
-    /// Mount something: type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    /// Mount something: type=bind|volume|tmpfs,source=…,target=…[,readonly][,suid][,dev], the last two
+    /// as for --volume
     #[arg(
         long, value_name = "OPTION,…", help_heading = FILES, value_parser = Mount::from_mount
     )]

@@ -25,6 +25,16 @@ pub enum Kind {
     Tmpfs(Tmpfs),
 }
 
+/// What a container may leave on the host, in what is shared with it, beside files and directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rights {
+    /// Programs that run as their owner, or with capabilities.
+    pub suid: bool,
+    /// Device nodes.
+    pub dev: bool,
+}
+
 /// A mount: `-v` and `--mount`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
@@ -35,6 +45,9 @@ pub struct Mount {
     pub target: String,
     /// The container may not write.
     pub read_only: bool,
+    /// What it may leave there.
+    #[serde(default)]
+    pub rights: Rights,
 }
 
 /// A memory file system: `TARGET[:OPTION,…]`.
@@ -56,15 +69,19 @@ impl Mount {
             [source, target, options] => (Some(source), target, options),
             _ => return Err("expected [SOURCE:]TARGET[:OPTIONS]".into()),
         };
-        let mut read_only = false;
+        let (mut read_only, mut rights) = (false, Rights::default());
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "ro" => read_only = true,
+                "suid" => rights.suid = true,
+                "nosuid" => rights.suid = false,
+                "dev" => rights.dev = true,
+                "nodev" => rights.dev = false,
                 // There is no SELinux to label for, and a mount's propagation ends at the VM.
                 "rw" | "z" | "Z" | "rprivate" | "private" => {}
                 _ => {
                     return Err(format!(
-                        "the option {option:?} is not there; there are ro and rw"
+                        "the option {option:?} is not there; there are ro, rw, suid and dev"
                     ));
                 }
             }
@@ -81,6 +98,7 @@ impl Mount {
             kind,
             target: checked_target(target)?,
             read_only,
+            rights,
         })
     }
 
@@ -88,6 +106,7 @@ impl Mount {
     pub fn from_mount(text: &str) -> Result<Self, String> {
         let (mut kind, mut source, mut target) = ("volume", None, None);
         let (mut read_only, mut options) = (false, Vec::new());
+        let mut rights = Rights::default();
         for field in text.split(',') {
             let (name, value) = field.split_once('=').unwrap_or((field, ""));
             match name {
@@ -95,6 +114,8 @@ impl Mount {
                 "source" | "src" => source = Some(value),
                 "target" | "dst" | "destination" => target = Some(value),
                 "readonly" | "ro" => read_only = !matches!(value, "false" | "0"),
+                "suid" => rights.suid = !matches!(value, "false" | "0"),
+                "dev" => rights.dev = !matches!(value, "false" | "0"),
                 "tmpfs-size" => options.push(format!("size={}", value.parse::<Bytes>()?.0)),
                 "tmpfs-mode" => options.push(format!("mode={value}")),
                 _ => return Err(format!("the field {name:?} is not there")),
@@ -126,6 +147,7 @@ impl Mount {
             kind,
             target,
             read_only,
+            rights,
         })
     }
 }
@@ -201,6 +223,12 @@ mod tests {
         assert_eq!(Mount::from_volume("/b").unwrap().kind, Kind::Volume(None));
         let mount = Mount::from_mount("type=bind,src=/a,dst=/b,readonly").unwrap();
         assert!(mount.read_only && mount.kind == bind(false));
+        let rights = |suid, dev| Rights { suid, dev };
+        assert_eq!(mount.rights, rights(false, false));
+        let mount = Mount::from_volume("/a:/b:suid,dev").unwrap();
+        assert_eq!(mount.rights, rights(true, true));
+        let mount = Mount::from_mount("type=bind,src=/a,dst=/b,suid,dev=false").unwrap();
+        assert_eq!(mount.rights, rights(true, false));
         let mount = Mount::from_mount("type=tmpfs,target=/t,tmpfs-size=1m").unwrap();
         let Kind::Tmpfs(tmpfs) = mount.kind else {
             panic!()

@@ -232,6 +232,7 @@ impl Bundle {
                 None => Root::Directory {
                     path: self.rootfs.clone(),
                     read_only: self.is_read_only(),
+                    rights: rootfs::rights(&self.rootfs, self.is_read_only()),
                 },
             },
             shares: self
@@ -240,6 +241,7 @@ impl Bundle {
                 .map(|share| Shared {
                     source: share.source.clone(),
                     read_only: share.read_only,
+                    rights: share.rights,
                     fill_from: None,
                 })
                 .collect(),
@@ -443,6 +445,7 @@ fn seccomp(seccomp: Option<&LinuxSeccomp>) -> Result<(), BundleError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Rights;
     use crate::vm::storage_path;
 
     type Change = fn(&mut serde_json::Value);
@@ -507,6 +510,7 @@ mod tests {
             expected.map(|(source, read_only)| Shared {
                 source: source.into(),
                 read_only,
+                rights: Rights::default(),
                 fill_from: None,
             })
         );

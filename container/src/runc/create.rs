@@ -1,7 +1,6 @@
 //! `create` and `run`.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, BufReader, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;

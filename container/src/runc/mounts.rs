@@ -8,6 +8,7 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::bundle::{BundleError, file, refuse};
 use super::submounts;
+use crate::options::Rights;
 use crate::vm::storage_path;
 
 /// Something of the host's that is mounted in the container.
@@ -16,6 +17,7 @@ pub(super) struct Share {
     pub source: PathBuf,
     pub target: PathBuf,
     pub read_only: bool,
+    pub rights: Rights,
 }
 
 /// Lets binds come from what the agent mounts, and gives what is to be shared.
@@ -56,6 +58,10 @@ pub(super) fn mounts(spec: &mut Spec, dir: &Path) -> Result<Vec<Share>, BundleEr
             source: source.clone(),
             target: mount.destination().clone(),
             read_only: has("ro") || has("rro"),
+            rights: Rights {
+                suid: has("suid") || has("rsuid"),
+                dev: has("dev") || has("rdev"),
+            },
         });
         let target = mount.destination().clone();
         all.push(mount);
@@ -70,6 +76,10 @@ pub(super) fn mounts(spec: &mut Spec, dir: &Path) -> Result<Vec<Share>, BundleEr
                 source: source.join(below),
                 target,
                 read_only: has("rro"),
+                rights: Rights {
+                    suid: has("rsuid"),
+                    dev: has("rdev"),
+                },
             });
         }
     }

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 
 use super::mountinfo;
+use crate::options::Rights;
 use crate::root::RootDir;
 use crate::vm::{Image, ImageKind};
 
@@ -70,6 +71,26 @@ pub(super) fn image(root: &Path) -> io::Result<Option<Image>> {
     Ok(is_there.then_some(Image { path, kind }))
 }
 
+/// What a container may leave in its root: what it likes, so that packages with set-ID programs can be
+/// installed, but not if other users of the host reach it. That is a matter of the directories above: the
+/// root's own mode is the container's.
+pub(super) fn rights(root: &Path, is_read_only: bool) -> Rights {
+    let user = rustix::process::geteuid().as_raw();
+    let is_closed = |dir: &Path| {
+        metadata(dir).is_ok_and(|about| {
+            let is_ours = about.uid() == user || about.uid() == 0;
+            let others_enter = about.mode() & 0o001 != 0;
+            let group_enters = about.mode() & 0o010 != 0 && about.gid() != 0;
+            is_ours && !others_enter && !group_enters
+        })
+    };
+    let is_its_own = !is_read_only && root.ancestors().skip(1).any(is_closed);
+    Rights {
+        suid: is_its_own,
+        dev: is_its_own,
+    }
+}
+
 /// Mounts the root on itself, as runc does on the host for a container without a mount namespace of its
 /// own: who configures such a one finds a mount there, and may take it away. Gives its ID.
 pub(super) fn bind(root: &Path) -> io::Result<Option<u64>> {
@@ -94,9 +115,38 @@ fn mount_id(path: &Path) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+
+    /// If it fails, packages cannot be installed in a container whose root is a directory, or it leaves
+    /// programs on the host that make root of any user.
+    #[test]
+    fn roots_that_others_reach_have_no_rights() {
+        let dir = std::env::temp_dir().join(format!("cofferdam-rights-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let root = dir.join("bundle/root");
+        fs::create_dir_all(&root).unwrap();
+        let chmod = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        chmod(&dir, 0o755);
+        for (above, own, has) in [
+            (0o755, 0o700, false),
+            (0o701, 0o755, false),
+            (0o700, 0o755, true),
+        ] {
+            chmod(&dir.join("bundle"), above);
+            chmod(&root, own);
+            let expected = Rights {
+                suid: has,
+                dev: has,
+            };
+            assert_eq!(rights(&root, false), expected, "{above:o}");
+            assert_eq!(rights(&root, true), Rights::default());
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
 
     /// If it fails, an image's links make us write to the host's files, or a container whose root is
     /// read-only lacks its mount points.

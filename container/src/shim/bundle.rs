@@ -114,8 +114,9 @@ impl Bundle {
             .map(|process| process.cwd().as_path());
         let directories = self.directories.iter().map(Path::new);
         for path in directories.chain(cwd) {
-            root.make_directory(path)
-                .map_err(io("make the working directory, or the image's volumes"))?;
+            root.make_directory(path).map_err(process::io(
+                "make the working directory, or the image's volumes",
+            ))?;
         }
         if let Some(process) = spec.process_mut() {
             spec::resolve_user(process, root)?;

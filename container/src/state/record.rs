@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::options::{Health, Options, Port};
+use crate::options::{Health, Options, Port, Rights};
 
 /// What was asked for. It never changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Share {
     pub target: String,
     /// The container may not write.
     pub read_only: bool,
+    /// What it may leave there.
+    #[serde(default)]
+    pub rights: Rights,
     /// The volume that it is, if it is one.
     pub volume: Option<String>,
     /// The volume is the container's own, and goes with it.
