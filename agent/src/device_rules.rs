@@ -60,6 +60,19 @@ const ALWAYS: [(&str, Option<i64>, Option<i64>, &str); 12] = [
     ("c", Some(10), Some(200), "rwm"),
 ];
 
+/// Whether the rules allow everything, as those of privileged containers do.
+pub fn allow_all(rules: &[DeviceRule]) -> bool {
+    let any = |number: Option<i64>| number.is_none_or(|number| number < 0);
+    let mut last = rules.iter().rev().take_while(|rule| rule.allow);
+    last.any(|rule| {
+        let access = rule.access.as_deref().unwrap_or("rwm");
+        matches!(rule.kind.as_deref(), None | Some("a" | ""))
+            && any(rule.major)
+            && any(rule.minor)
+            && "rwm".chars().all(|letter| access.contains(letter))
+    })
+}
+
 /// The program for the rules, of which the last one that matches counts.
 fn program(rules: &[DeviceRule]) -> Result<Vec<Instruction>> {
     let mut all = vec![
@@ -285,6 +298,34 @@ mod tests {
         assert!(run(&program, block, 8, 0, 1));
         let odd = |text: &str| program_of(text).is_err();
         assert!(odd(r#"[{"allow":true,"type":"x"}]"#) && odd(r#"[{"allow":true,"access":"q"}]"#));
+    }
+
+    /// If it fails, a privileged container lacks the guest's devices, or another one has them.
+    #[test]
+    fn what_allows_all_is_told_from_what_allows_much() {
+        for (rules, expected) in [
+            (r#"[{"allow":true,"access":"rwm"}]"#, true),
+            (
+                r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"a","major":-1,"access":"rwm"}]"#,
+                true,
+            ),
+            (
+                r#"[{"allow":true},{"allow":true,"type":"c","major":1,"minor":3,"access":"r"}]"#,
+                true,
+            ),
+            (
+                r#"[{"allow":true},{"allow":false,"type":"b","access":"rwm"}]"#,
+                false,
+            ),
+            (r#"[{"allow":true,"access":"rm"}]"#, false),
+            (r#"[{"allow":true,"type":"c","access":"rwm"}]"#, false),
+            (r#"[{"allow":true,"major":10,"access":"rwm"}]"#, false),
+            (r#"[{"allow":false,"access":"rwm"}]"#, false),
+            ("[]", false),
+        ] {
+            let read = serde_json::from_str::<Vec<DeviceRule>>(rules).unwrap();
+            assert_eq!(allow_all(&read), expected, "{rules}");
+        }
     }
 
     fn program_of(rules: &str) -> Result<Vec<Instruction>> {

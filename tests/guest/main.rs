@@ -29,6 +29,7 @@ mod net;
 mod network;
 mod passt;
 mod pmem;
+mod privileged;
 mod process;
 mod rng;
 mod rootless;

@@ -193,6 +193,11 @@ fn a_process_has_devices_of_the_hosts() {
             let end = engine.run(&format!("{run} --device {bad} busybox true"));
             assert!(code(&end) == 125 && errors(&end).contains(bad), "{end:?}");
         }
+        let said = engine.script(
+            &format!("{run} --privileged busybox"),
+            &format!("head -n 1 {node}; head -n 1 /dev/kmsg | wc -l; readlink /dev/ptmx"),
+        );
+        assert_eq!(said, "content\n1\npts/ptmx", "{runtime}");
     }
     host(&format!("losetup -d {node}"));
 }

@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod devices;
 pub mod procfs;
 pub mod stream;
 pub mod users;

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 
+use cofferdam_agent_protocol::devices::{self, Node};
 use cofferdam_root::RootDir;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::mount::{MsFlags, mount};
 use nix::pty::Winsize;
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 
+use crate::device_rules::allow_all;
 use crate::error::{Context, Error, Result};
 use crate::setup::sources::Sources;
 use crate::spec::{Device, Spec};
@@ -34,6 +36,60 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/stderr", "/proc/self/fd/2"),
     ("/dev/ptmx", "pts/ptmx"),
 ];
+
+/// Loop devices of a container that may use all devices. The kernel makes one when its node is opened.
+const LOOPS: u64 = 64;
+const LOOP_CONTROL: &str = "/dev/loop-control";
+const LOOP_MAJOR: u64 = 7;
+
+/// The configuration with all devices that the guest has, if its rules allow all. Those that its engine names are
+/// of the engine's host, whose kernel may have given the same number to something else. Called in the guest's
+/// root.
+pub fn with_the_guests(spec: &Spec) -> Result<Spec> {
+    let mut spec = spec.clone();
+    let resources = spec.linux.resources.as_ref();
+    let rules = resources.and_then(|resources| resources.devices.as_deref());
+    if !rules.is_some_and(allow_all) {
+        return Ok(spec);
+    }
+    let nodes =
+        devices::all(Path::new("/dev")).context(|| "look for the guest's devices".into())?;
+    let mut all: Vec<Device> = nodes.into_iter().map(device_of).collect();
+    let control = all.iter().find(|one| one.path == LOOP_CONTROL).cloned();
+    // Root of a user namespace can have no devices but those that are there, and mounts none.
+    if let Some(control) = control.filter(|_| !spec.has_user_namespace()) {
+        for number in 0..LOOPS {
+            all.push(device_of(Node {
+                path: format!("/dev/loop{number}").into(),
+                is_block: true,
+                number: makedev(LOOP_MAJOR, number),
+                mode: control.file_mode.unwrap_or(0o600),
+                uid: control.uid.unwrap_or(0),
+                gid: control.gid.unwrap_or(0),
+            }));
+        }
+    }
+    for device in spec.linux.devices.into_iter().flatten() {
+        if all.iter().all(|one| one.path != device.path) {
+            all.push(device);
+        }
+    }
+    spec.linux.devices = Some(all);
+    Ok(spec)
+}
+
+fn device_of(node: Node) -> Device {
+    let number = |number: u64| i64::try_from(number).unwrap_or(-1);
+    Device {
+        kind: if node.is_block { "b" } else { "c" }.into(),
+        path: node.path.to_string_lossy().into_owned(),
+        major: number(major(node.number)),
+        minor: number(minor(node.number)),
+        file_mode: Some(node.mode),
+        uid: Some(node.uid),
+        gid: Some(node.gid),
+    }
+}
 
 /// Where the devices of a configuration are.
 pub fn paths(spec: &Spec) -> impl Iterator<Item = &str> {
@@ -105,7 +161,9 @@ fn make_device(device: &Device, root: &RootDir, sources: &mut Sources) -> Result
             .context(|| format!("make the directory of {path}"))?;
     }
     let mode = device.file_mode.unwrap_or(0o666) & 0o7777;
-    make_node(path, (kind, mode, dev), root, sources)?;
+    if !make_node(path, (kind, mode, dev), root, sources)? {
+        return Ok(());
+    }
     chown(
         path,
         Some(device.uid.unwrap_or(0)),
@@ -114,22 +172,25 @@ fn make_device(device: &Device, root: &RootDir, sources: &mut Sources) -> Result
     .context(|| format!("set the owner of {path}"))
 }
 
+/// Gives `false` if it is not made, but there.
 fn make_node(
     path: &str,
     (kind, mode, dev): (SFlag, u32, libc::dev_t),
     root: &RootDir,
     sources: &mut Sources,
-) -> Result<()> {
+) -> Result<bool> {
     match mknod(path, kind, Mode::from_bits_truncate(mode), dev) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
         // In a user namespace: the guest's own.
         Err(error @ Errno::EPERM) => {
             let doing = || format!("mount the guest's device {path}");
             let device = sources.device(path).ok_or(error).context(doing)?;
             root.make_file(path).context(doing)?;
-            device.attach(path).context(doing)
+            device.attach(path).context(doing)?;
+            Ok(false)
         }
-        result => result.context(|| format!("make the device {path}")),
+        Err(error) => Err(error).context(|| format!("make the device {path}")),
     }
 }
 

@@ -218,6 +218,7 @@ fn become_container(
     for (name, value) in all.filter(|(name, _)| !network::is_sysctl(name)) {
         set_sysctl(name, value)?;
     }
+    let spec = &devices::with_the_guests(spec)?;
     let mut sources = mounts::enter(spec, rootfs)?;
     let root = RootDir::open("/".as_ref()).context(|| "open the container's root".into())?;
     mounts::mount_all(spec, &root, &mut sources)?;

@@ -18,7 +18,12 @@ pub struct Device {
 }
 
 /// What the guest's kernel has, of its own: nothing of the host's is behind these.
-pub const OF_THE_GUEST: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
+pub const OF_THE_GUEST: [&str; 4] = [
+    "/dev/fuse",
+    "/dev/kmsg",
+    "/dev/loop-control",
+    "/dev/net/tun",
+];
 
 impl Device {
     /// Whether it is not written to.

@@ -430,6 +430,9 @@ fn resources(options: &Options) -> LinuxResources {
         pids.set_limit(limit);
         resources.set_pids(Some(pids));
     }
+    if options.privileged {
+        devices::allow_all(&mut resources);
+    }
     resources
 }
 

@@ -144,6 +144,7 @@ fn limits_arrive() {
     };
     let json = serde_json::to_value(built(&open)).unwrap();
     assert!(json["linux"]["maskedPaths"].is_null());
+    assert_eq!(json["linux"]["resources"]["devices"][0]["allow"], true);
     assert_eq!(
         json["process"]["capabilities"]["effective"]
             .as_array()

@@ -133,3 +133,39 @@ fn root_in_a_user_namespace_is_nobody_outside() {
     assert_eq!(one.output(), "0\nsleep\n");
     guest.power_off();
 }
+
+/// If it fails, a privileged container of an engine's has nodes with the numbers of the host's devices, which are
+/// other devices in the guest, or lacks what only the guest has; with users of its own, it does not start.
+#[test]
+fn who_may_use_all_devices_has_the_guests() {
+    let guest = Guest::start("devices");
+    let mut privileged = spec(&[]);
+    privileged["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    privileged["linux"]["devices"] = json!([
+        {"path": "/dev/fuse", "type": "c", "major": 1, "minor": 3, "uid": 7, "gid": 8},
+        {"path": "/dev/of-the-host", "type": "b", "major": 8, "minor": 0},
+    ]);
+    let script =
+        "cd /dev; stat -c '%n %t:%T %u' fuse net/tun loop-control loop63 of-the-host ptmx pmem1
+        exec 3<>fuse; head -c 4 pmem1 | wc -c";
+    let output = guest.script("privileged", privileged.clone(), script);
+    let nodes =
+        "fuse a:e5 0\nnet/tun a:c8 0\nloop-control a:ed 0\nloop63 7:3f 0\nof-the-host 8:0 0\n";
+    assert!(output.starts_with(nodes), "{output}");
+    let output = output.replace(nodes, "");
+    assert!(output.starts_with("ptmx 0:0 0\npmem1 103:"), "{output}");
+    assert!(output.ends_with("\n4\n"), "{output}");
+
+    let linux = &mut privileged["linux"];
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    (linux["uidMappings"], linux["gidMappings"]) = (map.clone(), map);
+    let namespaces = linux["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    linux["devices"] = json!([]);
+    let mounts = privileged["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+    privileged["linux"]["maskedPaths"] = json!([]);
+    let output = guest.script("mapped", privileged, "cd /dev; stat -c '%n %t:%T' fuse");
+    assert_eq!(output, "fuse a:e5\n");
+    guest.power_off();
+}
