@@ -7,6 +7,7 @@ mod archive;
 mod boot;
 mod cgroup;
 mod channel;
+mod clock;
 mod containers;
 mod device_rules;
 mod error;

@@ -8,13 +8,13 @@ use cofferdam_agent_protocol::api::*;
 use cofferdam_agent_protocol::procfs;
 use cofferdam_agent_protocol::service::Agent;
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::time::{ClockId, clock_gettime};
 use ttrpc::TtrpcContext;
 
 use crate::containers::Containers;
 use crate::error::{Context, Error, Result};
 use crate::spec::Resources;
-use crate::{archive, network, power, processes};
+use crate::{archive, clock, network, power, processes};
 
 /// Who answers them.
 #[derive(Debug)]
@@ -117,13 +117,13 @@ impl Agent for Service {
         done(network::set(&request))
     }
 
-    fn set_time(&self, _: &TtrpcContext, request: SetTimeRequest) -> ttrpc::Result<Empty> {
-        let ns = request.unix_ns;
-        let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
-        done(
-            clock_settime(ClockId::CLOCK_REALTIME, time)
-                .context(|| format!("set the clock to {ns} ns")),
-        )
+    fn clock(&self, _: &TtrpcContext, request: ClockRequest) -> ttrpc::Result<ClockResponse> {
+        if request.move_ns != 0 {
+            clock::move_by(request.move_ns, request.slowly)?;
+        }
+        let mut response = ClockResponse::new();
+        response.unix_ns = clock::now()?;
+        Ok(response)
     }
 
     fn create(&self, _: &TtrpcContext, request: CreateRequest) -> ttrpc::Result<PidResponse> {

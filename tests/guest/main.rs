@@ -9,6 +9,7 @@ mod agent;
 mod block;
 mod block_trouble;
 mod boot;
+mod clock;
 mod compare;
 mod console;
 mod container;

@@ -138,8 +138,8 @@ macro_rules! calls {
 calls! {
     /// Addresses, routes, resolv.conf and hosts.
     network "Network" (NetworkRequest) -> Empty;
-    /// Sets the guest's clock.
-    set_time "SetTime" (SetTimeRequest) -> Empty;
+    /// Moves the guest's clock, and asks for it.
+    clock "Clock" (ClockRequest) -> ClockResponse;
     /// Makes a container up to the point where its process would be executed.
     create "Create" (CreateRequest) -> PidResponse;
     /// Executes a container's process, once its streams are connected.

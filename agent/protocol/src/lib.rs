@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod clock;
 pub mod devices;
 pub mod procfs;
 pub mod stream;
@@ -28,7 +29,7 @@ pub use generated::agent_ttrpc as service;
 pub use client::{Client, ClientError};
 
 /// The version of the protocol; both sides have the same or do not talk.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The guest's vsock port of the ttrpc service.
 pub const CONTROL_PORT: u32 = 1024;

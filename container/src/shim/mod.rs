@@ -3,6 +3,7 @@
 //! something of a container asks its shim, or the agent in its VM.
 
 mod bundle;
+mod clock;
 mod drain;
 mod health;
 mod monitor;

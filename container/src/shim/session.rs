@@ -12,6 +12,7 @@ use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
 
 use super::bundle::Bundle;
+use super::clock::Keeper;
 use super::monitor::{Monitor, MonitorError};
 use super::process::{Process, ProcessError};
 use super::spawn::Place;
@@ -42,6 +43,13 @@ pub enum SessionError {
     /// Where its interfaces are.
     #[error("cannot open the container's network namespace")]
     Netns {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Its clock.
+    #[error("cannot keep the guest's clock")]
+    Clock {
         /// Why not.
         #[source]
         source: io::Error,
@@ -222,6 +230,7 @@ pub struct Vm {
     monitor: Monitor,
     agent: Arc<Client>,
     id: String,
+    _clock: Keeper,
     /// Dropped behind the monitor, which is in it.
     cgroup: Option<HostCgroup>,
 }
@@ -321,6 +330,7 @@ impl Vm {
             }
             (Err(error), None) => return Err(error.into()),
         };
+        let clock = Keeper::start(&agent).map_err(|source| SessionError::Clock { source })?;
         agent.network(guest.network)?;
         let mut request = api::CreateRequest::new();
         request.id.clone_from(&guest.id);
@@ -338,6 +348,7 @@ impl Vm {
             monitor,
             agent,
             id,
+            _clock: clock,
             cgroup,
         };
         Ok((vm, streams))
