@@ -18,6 +18,15 @@ use crate::{CONTROL_PORT, SERVICE, STREAM_PORT, VERSION};
 /// may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a call may take that the agent answers at once: far longer, too.
+const SOON: Option<Duration> = Some(Duration::from_secs(120));
+
+/// How long one may take that writes files or waits until they are written.
+const LATER: Option<Duration> = Some(Duration::from_secs(600));
+
+/// Of one that takes as long as what it is about.
+const EVER: Option<Duration> = None;
+
 /// Between attempts to reach a guest.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -73,6 +82,17 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The agent, or the whole guest, hangs; or the host is so busy that it has no time for it.
+    #[error(
+        "the agent did not answer {method} within {} seconds; the guest hangs, or the host is too busy",
+        limit.as_secs()
+    )]
+    Silent {
+        /// The call.
+        method: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// What was answered is no answer.
     #[error("the agent's answer to {method} is malformed: {reason}")]
     Malformed {
@@ -109,6 +129,11 @@ impl ClientError {
         self.is(Code::PERMISSION_DENIED)
     }
 
+    /// Whether a call was not answered in time.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+
     fn is(&self, wanted: Code) -> bool {
         matches!(self, Self::Failed { code, .. } if *code == wanted)
     }
@@ -123,13 +148,13 @@ pub struct Client {
     idle: Mutex<Vec<UnixStream>>,
 }
 
-/// The calls of the service, by the messages they take and give.
+/// The calls of the service, by how long they may take and the messages they take and give.
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident $method:literal ($request:ty) -> $response:ty;)*) => {
+    ($($(#[$doc:meta])* $name:ident $method:literal $limit:ident ($request:ty) -> $response:ty;)*) => {
         impl Client {
             $($(#[$doc])*
             pub fn $name(&self, request: $request) -> Result<$response, ClientError> {
-                self.call($method, &request)
+                self.call($method, &request, $limit)
             })*
         }
     };
@@ -137,47 +162,47 @@ macro_rules! calls {
 
 calls! {
     /// Addresses, routes, resolv.conf and hosts.
-    network "Network" (NetworkRequest) -> Empty;
+    network "Network" SOON (NetworkRequest) -> Empty;
     /// Moves the guest's clock, and asks for it.
-    clock "Clock" (ClockRequest) -> ClockResponse;
+    clock "Clock" SOON (ClockRequest) -> ClockResponse;
     /// Makes a container up to the point where its process would be executed.
-    create "Create" (CreateRequest) -> PidResponse;
+    create "Create" LATER (CreateRequest) -> PidResponse;
     /// Executes a container's process, once its streams are connected.
-    start "Start" (ContainerRequest) -> Empty;
+    start "Start" SOON (ContainerRequest) -> Empty;
     /// Runs one more process in a container.
-    exec "Exec" (ExecRequest) -> PidResponse;
+    exec "Exec" SOON (ExecRequest) -> PidResponse;
     /// Forgets a process that has ended.
-    delete "Delete" (ProcessRequest) -> Empty;
+    delete "Delete" LATER (ProcessRequest) -> Empty;
     /// Sends a signal.
-    signal "Signal" (SignalRequest) -> Empty;
+    signal "Signal" SOON (SignalRequest) -> Empty;
     /// Blocks until a process has ended.
-    wait "Wait" (ProcessRequest) -> WaitResponse;
+    wait "Wait" EVER (ProcessRequest) -> WaitResponse;
     /// Sets the size of a process's terminal.
-    resize "Resize" (ResizeRequest) -> Empty;
+    resize "Resize" SOON (ResizeRequest) -> Empty;
     /// Ends a process's standard input.
-    close_stdin "CloseStdin" (ProcessRequest) -> Empty;
+    close_stdin "CloseStdin" SOON (ProcessRequest) -> Empty;
     /// The processes of a container.
-    pids "Pids" (ContainerRequest) -> PidsResponse;
+    pids "Pids" SOON (ContainerRequest) -> PidsResponse;
     /// What a container uses.
-    stats "Stats" (ContainerRequest) -> StatsResponse;
+    stats "Stats" SOON (ContainerRequest) -> StatsResponse;
     /// Freezes a container.
-    pause "Pause" (ContainerRequest) -> Empty;
+    pause "Pause" SOON (ContainerRequest) -> Empty;
     /// Thaws it.
-    resume "Resume" (ContainerRequest) -> Empty;
+    resume "Resume" SOON (ContainerRequest) -> Empty;
     /// Sets a container's limits.
-    update "Update" (UpdateRequest) -> Empty;
+    update "Update" SOON (UpdateRequest) -> Empty;
     /// Blocks until there is an event younger than the one named.
-    next_event "NextEvent" (NextEventRequest) -> Event;
+    next_event "NextEvent" EVER (NextEventRequest) -> Event;
     /// Sends a path of a container's on the stream `archive`.
-    copy_out "CopyOut" (CopyRequest) -> Empty;
+    copy_out "CopyOut" EVER (CopyRequest) -> Empty;
     /// Unpacks the stream `archive` in a directory of a container's.
-    copy_in "CopyIn" (CopyRequest) -> Empty;
+    copy_in "CopyIn" EVER (CopyRequest) -> Empty;
     /// What a path of a container's is.
-    stat "Stat" (StatRequest) -> StatResponse;
+    stat "Stat" SOON (StatRequest) -> StatResponse;
     /// Sends what a container changed of its image on the stream `archive`.
-    changes "Changes" (ChangesRequest) -> Empty;
+    changes "Changes" EVER (ChangesRequest) -> Empty;
     /// Ends everything in the guest and powers it off.
-    poweroff "Poweroff" (PoweroffRequest) -> Empty;
+    poweroff "Poweroff" LATER (PoweroffRequest) -> Empty;
 }
 
 impl Client {
@@ -210,8 +235,17 @@ impl Client {
         client.idle().push(stream);
         let mut request = HelloRequest::new();
         request.version = VERSION;
-        let hello = client.call("Hello", &request)?;
+        let hello = client.call("Hello", &request, SOON)?;
         Ok((client, hello))
+    }
+
+    /// As [`Client::wait`], for so long at most.
+    pub fn wait_within(
+        &self,
+        limit: Duration,
+        request: ProcessRequest,
+    ) -> Result<WaitResponse, ClientError> {
+        self.call("Wait", &request, Some(limit))
     }
 
     /// A stream of the process (or the copy) that was or will be given `token`, which the agent
@@ -290,14 +324,22 @@ impl Client {
         &self,
         method: &'static str,
         request: &impl Message,
+        limit: Option<Duration>,
     ) -> Result<R, ClientError> {
         let idle = self.idle().pop();
-        let mut stream = match idle {
+        let stream = match idle {
             Some(stream) => stream,
             None => self.open(CONTROL_PORT)?,
         };
-        let response = exchange(&mut stream, method, request)?;
-        // A connection that broke is not kept; one that carried an answer is.
+        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let response = exchange(&mut Timed(&stream, until), method, request);
+        let response = response.map_err(|error| match (&error, limit) {
+            (ClientError::Lost { source, .. }, Some(limit)) if is_over(source) => {
+                ClientError::Silent { method, limit }
+            }
+            _ => error,
+        })?;
+        // A connection that broke is not kept, nor one whose answer is late; one that carried an answer is.
         self.idle().push(stream);
         let status = response.status();
         if status.code() != Code::OK {
@@ -319,6 +361,47 @@ fn is_refused(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { .. })
 }
 
+/// A connection that is waited for until a moment, however its bytes drip.
+struct Timed<'a>(&'a UnixStream, Option<Instant>);
+
+impl Timed<'_> {
+    /// The time that is left.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let Some(until) = self.1 else { return Ok(None) };
+        let left = until.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(Some(left)),
+        }
+    }
+}
+
+/// Whether the time of a [`Timed`] is over; the system's word for that is that there is nothing yet.
+fn is_over(error: &io::Error) -> bool {
+    use io::ErrorKind::{TimedOut, WouldBlock};
+    matches!(error.kind(), TimedOut | WouldBlock)
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.set_read_timeout(self.left()?)?;
+        let mut stream = self.0;
+        stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.set_write_timeout(self.left()?)?;
+        let mut stream = self.0;
+        stream.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn malformed(method: &'static str, reason: impl ToString) -> ClientError {
     let reason = reason.to_string();
     ClientError::Malformed { method, reason }
@@ -326,7 +409,7 @@ fn malformed(method: &'static str, reason: impl ToString) -> ClientError {
 
 /// Sends a request and reads the answer to it.
 fn exchange(
-    stream: &mut UnixStream,
+    stream: &mut Timed,
     method: &'static str,
     message: &impl Message,
 ) -> Result<Response, ClientError> {
@@ -424,5 +507,34 @@ mod tests {
         let error = Client::connect_until(&path, Instant::now() + PATIENCE, || false);
         assert!(matches!(error.unwrap_err(), ClientError::Connect { .. }));
         std::fs::remove_file(path).unwrap();
+    }
+
+    /// If it fails, a guest that hangs, or says a byte now and then, holds for ever who calls its agent.
+    #[test]
+    fn calls_end_in_time() {
+        // Nothing; and the beginning of a long answer.
+        for said in [&b""[..], b"\0\x3f\xff\xff\0\0\0\x01\x02\0"] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let drip = thread::spawn(move || {
+                let mut bytes = said.iter().chain(&[b'x'; 1000]);
+                while !said.is_empty()
+                    && let Some(byte) = bytes.next()
+                    && theirs.write_all(&[*byte]).is_ok()
+                {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                let _ = theirs.read_to_end(&mut Vec::new());
+            });
+            let client = Client {
+                path: PathBuf::new(),
+                idle: Mutex::new(vec![ours]),
+            };
+            let limit = Duration::from_millis(100);
+            let started = Instant::now();
+            let error = client.wait_within(limit, ProcessRequest::new()).unwrap_err();
+            assert!(error.is_silent() && started.elapsed() >= limit, "{error}");
+            assert!(client.idle().is_empty());
+            drip.join().unwrap();
+        }
     }
 }
