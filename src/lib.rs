@@ -4,6 +4,7 @@ pub mod arch;
 pub mod cli;
 pub mod companion;
 pub mod config;
+pub mod descriptors;
 pub mod doctor;
 pub mod guest;
 pub mod telemetry;

@@ -9,6 +9,7 @@ use crate::config::{
     LogLevel, MAX_CPUS, MemorySize, NetConfig, Pages, PmemConfig, Protocol, RngConfig, RootConfig,
     Switch, VmConfig, VsockConfig, parse_options,
 };
+use crate::descriptors;
 use crate::guest;
 use crate::telemetry;
 use crate::vm::{self, EXIT_MONITOR, EXIT_USAGE};
@@ -231,6 +232,7 @@ impl Args {
 
 /// Runs the VM to its end. The exit code says how it came.
 pub fn run(args: Args) -> ExitCode {
+    descriptors::close_on_exec();
     let prints = args.print_config;
     let mut config = match args.into_config() {
         Ok(config) => config,

@@ -180,7 +180,9 @@ impl TrialVm {
             "create interrupt controllers (KVM_CREATE_IRQCHIP)",
         ))?;
         map(&vm, &memory)?;
-        let event = || EventFd::new(EFD_NONBLOCK).map_err(host_error("make an eventfd"));
+        let event = || {
+            EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("make an eventfd"))
+        };
         let (doorbell, irq) = (event()?, event()?);
         let ports = [
             IoEventAddress::Pio(u64::from(guest::DOORBELL_PORT)),

@@ -215,7 +215,8 @@ pub fn build(config: &VmConfig) -> Result<Vm, BuildError> {
 
 /// A fresh event descriptor.
 fn event_fd() -> Result<EventFd, BuildError> {
-    EventFd::new(EFD_NONBLOCK).map_err(|e| BuildError::Host("event descriptor", e))
+    EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(|e| BuildError::Host("event descriptor", e))
 }
 
 /// The files that guest memory is filled from.

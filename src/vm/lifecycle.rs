@@ -90,7 +90,7 @@ impl Stopper {
         Ok(Self {
             reason: Arc::default(),
             panicked: Arc::default(),
-            wake: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            wake: Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
         })
     }
 

@@ -47,6 +47,7 @@ const MONITOR: [&str; 4] = ["boot", "doctor", "completions", "man"];
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    cofferdam::descriptors::close_on_exec();
     let mut args = std::env::args_os().skip(1);
     match args.next().as_deref().and_then(OsStr::to_str) {
         // A command line of its own, which is runc's and not Docker's.

@@ -158,7 +158,12 @@ impl Child<'_> {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         if let (Some(cgroup), false) = (self.place.cgroup, joined) {
-            let procs = openat(cgroup, c"cgroup.procs", OFlags::WRONLY, Mode::empty())?;
+            let procs = openat(
+                cgroup,
+                c"cgroup.procs",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             rustix::io::write(procs, b"0")?;
         }
         if let Some(netns) = &self.place.netns {

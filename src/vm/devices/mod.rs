@@ -396,5 +396,5 @@ impl<'a> Devices<'a> {
 }
 
 fn event_fd() -> Result<EventFd, DeviceError> {
-    EventFd::new(EFD_NONBLOCK).map_err(DeviceError::EventFd)
+    EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(DeviceError::EventFd)
 }
