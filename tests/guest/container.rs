@@ -414,6 +414,11 @@ fn the_killed_leave_nothing_behind() {
             engine.text("inspect -f {{.State.Status}} victim") == "exited"
         });
         assert_eq!(engine.text("inspect -f {{.State.ExitCode}} victim"), "137");
+        let status = engine.text("ps -a --format {{.Status}}");
+        assert!(
+            status.starts_with("Exited (137) ") && !status.contains("year"),
+            "{status}"
+        );
         wait_until("the processes' end", || engine.processes().is_empty());
         engine.text("rm victim");
     }

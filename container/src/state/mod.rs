@@ -230,20 +230,26 @@ const STATE: &str = "state.json";
 const LOCK: &str = "lock";
 
 impl Container {
-    /// Its state, as it truly is: one that was left behind by the killed is put right.
+    /// Its state, as it truly is: one that was left behind by the killed is put right, in the file, too.
     pub fn state(&self) -> Result<State, StateError> {
         let path = self.dir.join(STATE);
         let state: State = load(&path)?;
         if !state.status.is_live() || self.is_held() {
             return Ok(state);
         }
+        // Who finds out first writes it down; till then nobody knows when it was.
+        let lock = self.lock();
         // Its end may have been written between the two looks.
         let state: State = load(&path)?;
-        Ok(if state.status.is_live() {
-            state.killed()
-        } else {
-            state
-        })
+        if !state.status.is_live() || matches!(lock, Err(StateError::Busy(_))) {
+            return Ok(state);
+        }
+        let state = state.killed();
+        if lock.is_ok() {
+            // Who cannot write knows it nevertheless.
+            let _ = self.set_state(&state);
+        }
+        Ok(state)
     }
 
     /// Replaces its state. Only who holds the lock may.
@@ -262,7 +268,7 @@ impl Container {
     }
 
     /// Whether somebody runs it.
-    fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         let Ok(file) = File::open(self.dir.join(LOCK)) else {
             return false;
         };

@@ -171,7 +171,7 @@ pub struct State {
 }
 
 impl State {
-    /// Of a container whose shim was killed.
+    /// Of a container whose shim was killed: nobody knows when, so it is now.
     pub(super) fn killed(self) -> Self {
         Self {
             status: Status::Exited,
@@ -179,6 +179,8 @@ impl State {
             shim: 0,
             exit_code: 137,
             error: "its shim was killed".into(),
+            finished: Some(Now::text()),
+            attached: None,
             ..self
         }
     }

@@ -81,8 +81,8 @@ fn half_made_containers_are_never_seen() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// If it fails, a container whose shim was killed counts as running for ever, or a living one does
-/// not.
+/// If it fails, a container whose shim was killed counts as running for ever, a living one does not, or
+/// nobody learns when it ended.
 #[test]
 fn the_lock_says_who_lives() {
     let (_dir, all) = Dir::new("state-lock");
@@ -103,6 +103,12 @@ fn the_lock_says_who_lives() {
         (state.status, state.exit_code, state.pid),
         (Status::Exited, 137, 0)
     );
+    let finished = state.finished.as_deref().and_then(timestamp).unwrap();
+    assert!(finished > 1_600_000_000);
+    // Found out once: it does not move on with who looks.
+    assert_eq!(container.state().unwrap(), state);
+    let written: State = load(&container.dir.join(STATE)).unwrap();
+    assert_eq!(written, state);
 }
 
 /// If it fails, times are shown wrong.

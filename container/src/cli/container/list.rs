@@ -154,7 +154,7 @@ fn row(container: &Container, state: &State, whole: bool) -> Value {
         "Image": record.options.image,
         "Command": format!("\"{}\"", cut(&command, 20)),
         "CreatedAt": record.created,
-        "RunningFor": format!("{} ago", since(&record.created)),
+        "RunningFor": since(Some(&record.created)).map_or_else(String::new, |time| format!("{} ago", time.trim_start())),
         "Status": status(state),
         "State": state.status.name(),
         "Ports": ports.join(", "),
@@ -164,15 +164,17 @@ fn row(container: &Container, state: &State, whole: bool) -> Value {
     })
 }
 
-fn since(text: &str) -> String {
-    let then = timestamp(text).unwrap_or_default();
-    ago(OffsetDateTime::now_utc().unix_timestamp() - then)
+/// How long ago something was, behind a blank; nothing if nobody knows.
+fn since(text: Option<&str>) -> Option<String> {
+    let then = timestamp(text?)?;
+    let seconds = OffsetDateTime::now_utc().unix_timestamp() - then;
+    Some(format!(" {}", ago(seconds)))
 }
 
 /// Docker's words for it: `Up 5 minutes`, `Exited (0) 3 hours ago`.
 fn status(state: &State) -> String {
-    let started = || since(state.started.as_deref().unwrap_or_default());
-    let finished = || since(state.finished.as_deref().unwrap_or_default());
+    let started = since(state.started.as_deref()).unwrap_or_default();
+    let finished = since(state.finished.as_deref()).map_or_else(String::new, |time| time + " ago");
     let health = state
         .health
         .as_ref()
@@ -183,9 +185,9 @@ fn status(state: &State) -> String {
         .unwrap_or_default();
     match state.status {
         Status::Created => "Created".into(),
-        Status::Running => format!("Up {}{health}", started()),
-        Status::Paused => format!("Up {} (Paused)", started()),
-        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, finished()),
-        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, finished()),
+        Status::Running => format!("Up{started}{health}"),
+        Status::Paused => format!("Up{started} (Paused)"),
+        Status::Restarting => format!("Restarting ({}){finished}", state.exit_code),
+        Status::Exited => format!("Exited ({}){finished}", state.exit_code),
     }
 }
