@@ -22,6 +22,9 @@ use crate::spawn::{Prepared, prepare};
 use crate::spec::{self, Seccomp, Spec};
 use crate::streams::{Live, Waiting, names_of, numbers_of};
 
+/// How many ended processes of a container's are remembered that nobody has asked to forget.
+const MAX_ENDED: usize = 256;
+
 /// How many events are remembered.
 const MAX_EVENTS: usize = 1024;
 
@@ -153,6 +156,28 @@ impl Container {
         let missing = || Error::NotFound(describe(id, exec));
         self.execs.get_mut(exec).ok_or_else(missing)
     }
+
+    /// Who left a process to itself does not have it forgotten when it has ended.
+    fn forget_oldest(&mut self) {
+        let ended = self
+            .execs
+            .iter()
+            .filter_map(|(exec, process)| match process.status {
+                Status::Ended(how) => Some((how.unix_ns, exec)),
+                _ => None,
+            });
+        let mut ended: Vec<_> = ended.collect();
+        ended.sort();
+        let surplus = ended.len().saturating_sub(MAX_ENDED);
+        let surplus: Vec<String> = ended
+            .iter()
+            .take(surplus)
+            .map(|(_, exec)| (*exec).clone())
+            .collect();
+        for exec in surplus {
+            self.execs.remove(&exec);
+        }
+    }
 }
 
 impl State {
@@ -196,6 +221,7 @@ impl State {
                 how.oom = container.cgroup.oom_kills() > 0;
                 process.status = Status::Ended(how);
                 std::mem::take(&mut process.live).end();
+                process.terminal = None;
                 found = Some((id.clone(), exec.to_owned(), how));
             }
             // Without a namespace of their own, what it has started does not end with it.
@@ -205,6 +231,7 @@ impl State {
                 let _ = container.cgroup.kill();
             }
             if found.is_some() {
+                container.forget_oldest();
                 break;
             }
         }
@@ -407,6 +434,15 @@ impl Containers {
 
     /// Runs one more process in a container. Gives its number.
     pub fn exec(&self, request: &api::ExecRequest) -> Result<i32> {
+        let done = self.run_exec(request);
+        if done.is_err() {
+            // They wait for nobody any more.
+            self.waiting.forget(&request.streams.token);
+        }
+        done
+    }
+
+    fn run_exec(&self, request: &api::ExecRequest) -> Result<i32> {
         let (id, exec) = (request.id.as_str(), request.exec.as_str());
         if exec.is_empty() {
             return Err(Error::invalid("exec", "it is empty"));

@@ -9,8 +9,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use cofferdam_agent_protocol::stream::Greeting;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
     socket,
@@ -32,6 +34,9 @@ const HEADER: usize = 10;
 
 /// The longest request, which is ttrpc's own limit, in bytes.
 const MAX_MESSAGE: u32 = 4 << 20;
+
+/// Between attempts to take a connection, where there is nothing to take it with.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Of a thread that serves calls, in bytes.
 const STACK: usize = 256 << 10;
@@ -62,7 +67,16 @@ impl Listener {
     /// a process in the guest has no business here.
     pub fn accept(&self) -> Option<File> {
         loop {
-            let fd = accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC).ok()?;
+            let fd = match accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(fd) => fd,
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                Err(Errno::EAGAIN) => return None,
+                // There is no memory, say. It waits, and we do not turn round and round.
+                Err(_) => {
+                    thread::sleep(RETRY);
+                    return None;
+                }
+            };
             // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
             let connection = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
             if getpeername::<VsockAddr>(fd).is_ok_and(|peer| peer.cid() == libc::VMADDR_CID_HOST) {

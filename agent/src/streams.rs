@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -123,16 +123,32 @@ pub fn numbers_of(names: &[Name]) -> Vec<u32> {
     names.iter().filter_map(number).collect()
 }
 
-/// How long a terminal whose process has ended may be silent: what was written last is still on its way
-/// through the kernel.
-const SILENCE: Duration = Duration::from_millis(100);
+/// What is still passed on when a process has ended and others have its output: what it left running in the
+/// background keeps nobody waiting for long.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    /// How long it may be silent.
+    silence: Duration,
+    /// How long those who still have it are waited for in all. The time that the host takes to read does
+    /// not count, or a slow reader would lose something.
+    time: Duration,
+    /// How much may still come, in bytes: what the process itself has written is not more.
+    bytes: usize,
+}
 
-/// How long those who still have it are waited for in all. The time that the host takes to read does
-/// not count, or a slow reader would lose something.
-const LAST: Duration = Duration::from_secs(1);
+/// Of a pipe, for which Docker waits as long.
+const OF_PIPE: Rest = Rest {
+    silence: Duration::from_secs(2),
+    time: Duration::from_secs(2),
+    bytes: 1 << 20,
+};
 
-/// How much may still come then, in bytes: no terminal holds more of what its process wrote.
-const PENDING: usize = 128 << 10;
+/// Of a terminal: what was written last is still on its way through the kernel.
+const OF_TERMINAL: Rest = Rest {
+    silence: Duration::from_millis(100),
+    time: Duration::from_secs(1),
+    bytes: 128 << 10,
+};
 
 /// What is to be copied: the agent's end of a process's streams, by name.
 #[derive(Debug)]
@@ -147,8 +163,8 @@ pub struct Live {
     stdin: Option<File>,
     /// Those of others that it reads.
     inputs: Vec<File>,
-    /// Dropped, its terminal's output comes to its end, whoever else has the terminal.
-    terminal: Option<PipeWriter>,
+    /// Dropped, its outputs come to their ends, whoever else has them.
+    outputs: Vec<PipeWriter>,
 }
 
 impl Live {
@@ -212,102 +228,124 @@ impl Ends {
     pub fn connect(self, connections: Vec<File>, has_terminal: bool) -> Result<Live> {
         let mut live = Live::default();
         for ((name, end), connection) in self.all.into_iter().zip(connections) {
-            let (from, to, over) = match name {
-                Name::Stdin | Name::Input(_) => {
-                    let copy = connection.try_clone().context(|| "share a stream".into())?;
-                    match name {
-                        Name::Stdin => live.stdin = Some(copy),
-                        _ => live.inputs.push(copy),
-                    }
-                    (connection, end, None)
-                }
-                Name::Stdout if has_terminal => {
-                    let (over, terminal) = io::pipe().context(|| "make a pipe".into())?;
-                    live.terminal = Some(terminal);
-                    (end, connection, Some(over))
-                }
-                _ => (end, connection, None),
-            };
             let copying = thread::Builder::new()
                 .name(name.to_string())
                 .stack_size(STACK);
-            copying
-                .spawn(move || match over {
-                    Some(over) => copy_terminal(from, to, &over),
-                    None => copy(from, to),
-                })
-                .context(|| format!("start a thread for {name}"))?;
+            let copying = if let Name::Stdin | Name::Input(_) = name {
+                let copy_of = connection.try_clone().context(|| "share a stream".into())?;
+                match name {
+                    Name::Stdin => live.stdin = Some(copy_of),
+                    _ => live.inputs.push(copy_of),
+                }
+                copying.spawn(move || copy(connection, end))
+            } else {
+                let (over, running) = io::pipe().context(|| "make a pipe".into())?;
+                live.outputs.push(running);
+                let is_terminal = has_terminal && name == Name::Stdout;
+                copying.spawn(move || copy_output(end, connection, &over, is_terminal))
+            };
+            copying.context(|| format!("start a thread for {name}"))?;
         }
         Ok(live)
     }
 }
 
-/// Copies until one of them is at its end, and closes both: who writes to a reader that is gone
-/// learns of it as it would of a pipe's.
+/// Copies what the host says until one of them is at its end, and closes both.
 fn copy(mut from: File, mut to: File) {
     let mut buffer = vec![0; BUFFER];
-    while copy_once(&mut from, &mut to, &mut buffer).is_some() {}
+    while read(&mut from, &mut buffer).is_some_and(|count| write(&mut to, &buffer, count)) {}
 }
 
-/// Copies what a terminal shows until all who have it have closed it, or its process has ended: what
-/// that left running in the background keeps nobody waiting who asked for the process.
-fn copy_terminal(mut from: File, mut to: File, over: &PipeReader) {
+/// Copies a process's output until all who have it have closed it, or the process has ended and its
+/// [`Rest`] is over. Where the host is gone a pipe is closed at once: who writes learns of it, and nothing is
+/// kept for who never writes again. A process with a terminal goes on, as one does from whose terminal its
+/// user has detached: nobody sees what it writes.
+fn copy_output(mut from: File, to: File, over: &PipeReader, is_terminal: bool) {
     let mut buffer = vec![0; BUFFER];
-    // Bytes that may come, and time to wait for them, once the process has ended.
-    let mut rest: Option<(usize, Duration)> = None;
+    let mut to = Some(to);
+    let mut rest: Option<Rest> = None;
     loop {
-        let mut polled = vec![PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        let timeout = match rest {
-            None => {
-                polled.push(PollFd::new(over.as_fd(), PollFlags::POLLIN));
-                PollTimeout::NONE
-            }
-            Some(_) => PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::ZERO),
+        let timeout = rest.map_or(PollTimeout::NONE, |rest| {
+            PollTimeout::try_from(rest.silence.min(rest.time)).unwrap_or(PollTimeout::ZERO)
+        });
+        let over = rest.is_none().then(|| over.as_fd());
+        let asked = [
+            (Some(from.as_fd()), PollFlags::POLLIN),
+            (to.as_ref().map(File::as_fd), GONE),
+            (over, PollFlags::POLLIN),
+        ];
+        let begun = Instant::now();
+        let Some([has_more, is_gone, has_ended]) = wait_for(asked, timeout) else {
+            return;
         };
-        let asked = Instant::now();
-        match poll(&mut polled, timeout) {
-            Err(Errno::EINTR) => continue,
-            // Silence.
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let waited = asked.elapsed();
-        let is_ready = |at: usize| polled.get(at).and_then(PollFd::any) == Some(true);
-        let (has_more, has_ended) = (is_ready(0), is_ready(1));
+        let waited = begun.elapsed();
         if has_more {
-            let Some(count) = copy_once(&mut from, &mut to, &mut buffer) else {
+            let Some(count) = read(&mut from, &mut buffer) else {
                 return;
             };
-            if let Some((bytes, time)) = &mut rest {
-                *bytes = bytes.saturating_sub(count);
-                *time = time.saturating_sub(waited);
-                if *bytes == 0 || time.is_zero() {
+            to = to.filter(|mut to| write(&mut to, &buffer, count));
+            if let Some(rest) = &mut rest {
+                rest.bytes = rest.bytes.saturating_sub(count);
+                rest.time = rest.time.saturating_sub(waited);
+                if rest.bytes == 0 || rest.time.is_zero() {
                     return;
                 }
             }
         }
+        to = to.filter(|_| !is_gone);
         if has_ended {
-            rest = Some((PENDING, LAST));
+            rest = Some(if is_terminal { OF_TERMINAL } else { OF_PIPE });
+        }
+        if to.is_none() && (rest.is_some() || !is_terminal) {
+            return;
         }
     }
 }
 
-/// Copies what there is and says how much; nothing if one of the two is at its end.
-fn copy_once(from: &mut File, to: &mut File, buffer: &mut [u8]) -> Option<usize> {
-    let count = match from.read(buffer) {
-        Ok(0) => return None,
-        Ok(count) => count,
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+/// What is said of a connection or pipe that nobody reads any more.
+const GONE: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+
+/// Waits until something is to be said of one of those that are there, and says of which; nothing if that
+/// takes too long.
+fn wait_for<const N: usize>(
+    asked: [(Option<BorrowedFd>, PollFlags); N],
+    timeout: PollTimeout,
+) -> Option<[bool; N]> {
+    let there = asked
+        .iter()
+        .filter_map(|(fd, flags)| Some((*fd.as_ref()?, *flags)));
+    let mut polled: Vec<PollFd> = there.map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+    match poll(&mut polled, timeout) {
+        Err(Errno::EINTR) => return Some([false; N]),
+        Ok(0) | Err(_) => return None,
+        Ok(_) => {}
+    }
+    // What the crate has no name for is an answer, too.
+    let mut answers = polled.iter().map(|fd| fd.any() != Some(false));
+    Some(asked.map(|(fd, _)| fd.is_some() && answers.next() == Some(true)))
+}
+
+/// Reads what there is and says how much; nothing at the end.
+fn read(from: &mut File, buffer: &mut [u8]) -> Option<usize> {
+    match from.read(buffer) {
+        Ok(0) => None,
+        Ok(count) => Some(count),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(0),
         // A terminal's when the last process has closed it; a connection's when the host is gone.
-        Err(_) => return None,
-    };
-    to.write_all(buffer.get(..count).unwrap_or_default()).ok()?;
-    Some(count)
+        Err(_) => None,
+    }
+}
+
+/// Whether somebody takes the first bytes of a buffer.
+fn write(to: &mut impl Write, buffer: &[u8], count: usize) -> bool {
+    to.write_all(buffer.get(..count).unwrap_or_default())
+        .is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
     fn greeting(name: Name) -> Greeting {
@@ -395,9 +433,9 @@ mod tests {
         let (mut host, to) = io::pipe().unwrap();
         let (over, live) = io::pipe().unwrap();
         let [from, to] = [OwnedFd::from(from), OwnedFd::from(to)].map(File::from);
-        let copying = thread::spawn(move || copy_terminal(from, to, &over));
+        let copying = thread::spawn(move || copy_output(from, to, &over, true));
         background.write_all(b"first ").unwrap();
-        thread::sleep(2 * SILENCE);
+        thread::sleep(2 * OF_TERMINAL.silence);
         background.write_all(b"last").unwrap();
         drop(live);
         let mut found = String::new();
@@ -415,15 +453,67 @@ mod tests {
         let (mut host, to) = io::pipe().unwrap();
         let (over, live) = io::pipe().unwrap();
         let [from, to] = [OwnedFd::from(from), OwnedFd::from(to)].map(File::from);
-        let copying = thread::spawn(move || copy_terminal(from, to, &over));
+        let copying = thread::spawn(move || copy_output(from, to, &over, true));
         let chatter = thread::spawn(move || while background.write_all(&[b'x'; 4096]).is_ok() {});
         drop(live);
         // More than the time for which those in the background are waited for.
-        thread::sleep(LAST + SILENCE);
+        thread::sleep(OF_TERMINAL.time + OF_TERMINAL.silence);
         let mut found = String::new();
         host.read_to_string(&mut found).unwrap();
         copying.join().unwrap();
         chatter.join().unwrap();
-        assert!(found.len() >= PENDING, "{}", found.len());
+        assert!(found.len() >= OF_TERMINAL.bytes, "{}", found.len());
+    }
+    /// If it fails, each process in the background whose host is gone, and that never writes again, takes a
+    /// thread and a connection for as long as it lives.
+    #[test]
+    fn nothing_is_kept_for_who_never_writes() {
+        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (host, connection) = UnixStream::pair().unwrap();
+        let connection = File::from(OwnedFd::from(connection));
+        let live = ends.connect(vec![connection], false).unwrap();
+        drop(host);
+        let [_, stdout, _] = theirs;
+        let mut stdout = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        poll(&mut stdout, PollTimeout::NONE).unwrap();
+        assert_eq!(stdout[0].revents(), Some(PollFlags::POLLERR));
+        drop(live);
+    }
+
+    /// If it fails, a process from whose terminal its user has detached is ended, or held up, by what it
+    /// writes.
+    #[test]
+    fn a_terminal_goes_on_when_nobody_sees_it() {
+        let (from, mut process) = io::pipe().unwrap();
+        let (host, to) = UnixStream::pair().unwrap();
+        let (over, live) = io::pipe().unwrap();
+        let [from, to] = [OwnedFd::from(from), OwnedFd::from(to)].map(File::from);
+        let copying = thread::spawn(move || copy_output(from, to, &over, true));
+        drop(host);
+        // More than any pipe holds.
+        process.write_all(&vec![b'x'; 4 << 20]).unwrap();
+        assert!(!copying.is_finished());
+        drop(live);
+        copying.join().unwrap();
+    }
+
+    /// If it fails, who runs a process waits for ever for what that left in the background with its
+    /// output, or loses the process's own words.
+    #[test]
+    fn a_pipe_ends_with_its_process() {
+        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (mut host, connection) = io::pipe().unwrap();
+        let connection = File::from(OwnedFd::from(connection));
+        let live = ends.connect(vec![connection], false).unwrap();
+        let [_, stdout, _] = theirs;
+        let mut stdout = File::from(stdout);
+        // All that a pipe holds.
+        stdout.write_all(&[b'x'; 64 << 10]).unwrap();
+        live.end();
+        let mut found = String::new();
+        host.read_to_string(&mut found).unwrap();
+        assert_eq!(found.len(), 64 << 10);
+        // And now the background, which is told.
+        assert!(stdout.write_all(b"late").is_err());
     }
 }

@@ -41,6 +41,50 @@ fn a_container_is_asked_whether_it_is_well() {
     engine.text("rm -f one");
 }
 
+/// If it fails, what health checks and `exec` leave in the background holds threads and descriptors of the
+/// shim or the monitor, more each time, until nobody can stop the container; or `exec` never ends.
+#[test]
+fn what_is_left_in_the_background_holds_nothing() {
+    let engine = Engine::new("background");
+    let line = "run -d --name one --network none --health-interval 300ms --health-timeout 60s --health-cmd";
+    let mut args: Vec<&str> = line.split_whitespace().collect();
+    // One that never writes again, and one that does not stop.
+    let check = "echo asked; sleep 1000 & while :; do echo x; sleep 1; done & exit 0";
+    args.extend([check, "busybox", "sleep", "1000"]);
+    assert_eq!(code(&engine.command(&args).output().unwrap()), 0);
+    let processes = ["{{.Cofferdam.Shim}}", "{{.State.Pid}}"]
+        .map(|field| engine.text(&format!("inspect -f {field} one")));
+    let held = || {
+        let count = |path: String| fs::read_dir(path).unwrap().count();
+        let both = processes
+            .iter()
+            .flat_map(|pid| ["fd", "task"].map(|what| (pid, what)));
+        both.map(|(pid, what)| count(format!("/proc/{pid}/{what}")))
+            .collect::<Vec<_>>()
+    };
+    let left = || engine.text("top one").matches("sleep 1000").count() - 1;
+    let background = |count: usize| wait_until("checks", || left() >= count);
+    background(3);
+    let log = engine.text("inspect one");
+    assert!(log.contains("asked"), "{log}");
+    let before = held();
+    background(11);
+    // A check and its streams may be under way: eight more have left nothing.
+    let is_bounded = |now: Vec<usize>| {
+        now.iter()
+            .zip(&before)
+            .all(|(now, before)| *now <= before + 6)
+    };
+    wait_until("descriptors to be let go", || is_bounded(held()));
+    for _ in 0..3 {
+        let said = engine.script("exec one", "echo said; sleep 1000 & exit 0");
+        assert_eq!(said, "said");
+    }
+    wait_until("descriptors to be let go", || is_bounded(held()));
+    engine.text("stop -t 0 one");
+    engine.text("rm one");
+}
+
 /// If it fails, a VM takes more of the host than its container may, or leaves a cgroup behind.
 #[test]
 fn the_host_limits_a_vm() {

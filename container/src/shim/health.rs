@@ -1,14 +1,16 @@
 //! Asks a container again and again whether it is well.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam_agent_protocol::{Client, api};
 use oci_spec::runtime::{Process as Program, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Shim;
 use super::process::{Executed, Process};
@@ -107,40 +109,33 @@ impl Shim {
             Session::Process(process) => on_the_host(process, command)?,
         };
 
-        let (sender, output) = channel();
-        for from in [streams.stdout, streams.stderr] {
-            let sender = sender.clone();
-            thread::spawn(move || {
-                let _ = sender.send(beginning(from));
-            });
-        }
-        let (sender, end) = channel();
-        let waited = Arc::clone(&check);
-        thread::spawn(move || {
-            let _ = sender.send(waited.wait());
-        });
-        match end.recv_timeout(health.timeout) {
-            Ok(ended) => {
-                // What it left running may hold them open.
-                let text = [(), ()].map(|()| output.recv_timeout(LAST).unwrap_or_default());
-                let text = text.concat();
-                let text = String::from_utf8_lossy(&text).into_owned();
-                ended.map(|code| (code, text))
-            }
-            Err(_) => {
+        let (over, running) = io::pipe().map_err(|error| error.to_string())?;
+        thread::scope(|scope| {
+            let reading = thread::Builder::new();
+            let reading = reading.spawn_scoped(scope, move || beginnings(streams, &over));
+            let reading = reading.map_err(|error| error.to_string())?;
+            let ended = check.wait(health.timeout);
+            if ended.is_none() {
                 check.kill();
-                let _ = end.recv_timeout(KILL);
-                let limit = health.timeout.as_secs_f64();
-                Err(format!("the check did not end within {limit} s"))
+                let _ = check.wait(KILL);
             }
-        }
+            drop(running);
+            let text = reading.join().unwrap_or_default();
+            match ended {
+                Some(ended) => ended.map(|code| (code, text)),
+                None => {
+                    let limit = health.timeout.as_secs_f64();
+                    Err(format!("the check did not end within {limit} s"))
+                }
+            }
+        })
     }
 }
 
 /// A check that runs.
 trait Check: Send + Sync {
-    /// Its exit code, when it has ended.
-    fn wait(&self) -> Result<i32, String>;
+    /// Its exit code, when it has ended; nothing if that takes too long.
+    fn wait(&self, patience: Duration) -> Option<Result<i32, String>>;
     /// Ends it, if it has not ended.
     fn kill(&self);
 }
@@ -155,10 +150,13 @@ struct InVm {
 }
 
 impl Check for InVm {
-    fn wait(&self) -> Result<i32, String> {
-        let ended = self.agent.wait(process(&self.id, &self.exec));
-        let ended = ended.map_err(|error| crate::describe(&error))?;
-        Ok(i32::try_from(ended.exit_code).unwrap_or(-1))
+    fn wait(&self, patience: Duration) -> Option<Result<i32, String>> {
+        let request = process(&self.id, &self.exec);
+        Some(match self.agent.wait_within(patience, request) {
+            Ok(ended) => Ok(i32::try_from(ended.exit_code).unwrap_or(-1)),
+            Err(error) if error.is_late() => return None,
+            Err(error) => Err(crate::describe(&error)),
+        })
     }
 
     fn kill(&self) {
@@ -190,8 +188,8 @@ fn in_vm(agent: &Arc<Client>, id: &str, command: &Program) -> Started {
 
 /// By the host's runtime, which leaves it to us.
 impl Check for Executed {
-    fn wait(&self) -> Result<i32, String> {
-        Ok(Executed::wait(self))
+    fn wait(&self, patience: Duration) -> Option<Result<i32, String>> {
+        Executed::wait(self, patience).map(Ok)
     }
 
     fn kill(&self) {
@@ -205,21 +203,61 @@ fn on_the_host(process: &Process, command: Program) -> Started {
     Ok((Arc::new(check), streams))
 }
 
-/// The first of what is printed; the rest is read and forgotten.
-fn beginning(from: Option<File>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let mut buffer = [0; 4096];
-    let Some(mut from) = from else { return kept };
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(count);
-        // A vector takes all.
-        let _ = kept.write_all(buffer.get(..room).unwrap_or_default());
+/// The first of what is printed; the rest is read and forgotten. What the check left running may hold
+/// its streams open: some time after the other end of `over` is gone nobody listens any more.
+fn beginnings(streams: Streams, over: &PipeReader) -> String {
+    let mut open: Vec<(usize, File)> = [streams.stdout, streams.stderr]
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, from)| Some((at, from?)))
+        .collect();
+    let mut kept = [const { Vec::new() }; 2];
+    let mut buffer = [0; MAX_OUTPUT];
+    let mut until = None;
+    while !open.is_empty() {
+        let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            break;
+        }
+        let fds = open.iter().map(|(_, from)| from.as_fd());
+        let over = until.is_none().then(|| over.as_fd());
+        let mut polled: Vec<PollFd> = fds
+            .chain(over)
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => break,
+        }
+        let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(polled);
+        if until.is_none() && ready.last() == Some(&true) {
+            until = Some(Instant::now() + LAST);
+        }
+        let mut ready = ready.into_iter();
+        open.retain_mut(|(at, from)| {
+            if ready.next() != Some(true) {
+                return true;
+            }
+            let Ok(count @ 1..) = from.read(&mut buffer) else {
+                return false;
+            };
+            if let Some(kept) = kept.get_mut(*at) {
+                let room = MAX_OUTPUT.saturating_sub(kept.len()).min(count);
+                kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
+            }
+            true
+        });
     }
-    kept
+    String::from_utf8_lossy(&kept.concat()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     /// If it fails, containers are called unwell that are not, or well that are not.
@@ -243,5 +281,34 @@ mod tests {
         assert_eq!(answer(1, true), (HEALTHY.into(), 1, 4));
         assert_eq!(answer(-1, false), (UNHEALTHY.into(), 2, 5));
         assert_eq!(answer(0, false), (HEALTHY.into(), 0, 5));
+    }
+
+    /// If it fails, a check that leaves something in the background, silent or not, takes a thread and two
+    /// descriptors of the shim each time; or what it said itself is lost.
+    #[test]
+    fn what_is_left_in_the_background_is_not_listened_to() {
+        let (stdout, mut chatter) = io::pipe().unwrap();
+        let (stderr, mut silent) = io::pipe().unwrap();
+        chatter.write_all(b"one ").unwrap();
+        silent.write_all(b"two").unwrap();
+        let streams = Streams {
+            stdin: None,
+            stdout: Some(File::from(OwnedFd::from(stdout))),
+            stderr: Some(File::from(OwnedFd::from(stderr))),
+        };
+        let (over, running) = io::pipe().unwrap();
+        let reading = thread::spawn(move || beginnings(streams, &over));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!reading.is_finished());
+        drop(running);
+        // Until nobody reads it any more.
+        while chatter.write_all(&[b'x'; 512]).is_ok() {}
+        assert!(silent.write_all(b"x").is_err());
+        let text = reading.join().unwrap();
+        assert!(
+            text.starts_with("one xxx") && text.ends_with("two"),
+            "{text}"
+        );
+        assert_eq!(text.len(), MAX_OUTPUT + 3);
     }
 }

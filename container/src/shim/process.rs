@@ -7,7 +7,10 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal,
@@ -19,6 +22,7 @@ use cofferdam_agent_protocol::users::Unknown;
 use oci_spec::runtime::Process as Program;
 
 use super::bundle::Bundle;
+use super::descriptors;
 use super::rootfs;
 use super::session::{End, Streams};
 use crate::limits;
@@ -119,9 +123,14 @@ pub struct Executed {
 }
 
 impl Executed {
-    /// Its exit code as a shell has it, when it has ended.
-    pub(super) fn wait(&self) -> i32 {
-        wait_for(self.pid)
+    /// Its exit code as a shell has it, when it has ended; nothing if that takes too long.
+    pub(super) fn wait(&self, patience: Duration) -> Option<i32> {
+        let timeout = Timespec::try_from(patience).ok();
+        let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut ended, timeout.as_ref())) {
+            Ok(0) => None,
+            _ => Some(wait_for(self.pid)),
+        }
     }
 
     /// Kills it, if it has not ended.
@@ -150,6 +159,7 @@ pub fn runtime(which: Runtime) -> Command {
     command
         .arg("--root")
         .arg(crate::paths::run().join("runtime"));
+    descriptors::restore(&mut command);
     command
 }
 

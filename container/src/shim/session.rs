@@ -269,18 +269,12 @@ impl Streams {
     }
 }
 
-/// Runs one more process, and connects its streams: the agent waits for those that it was told of.
+/// Runs one more process with its streams, which wait for it at the agent.
 pub fn exec(agent: &Client, request: api::ExecRequest) -> Result<Streams, ClientError> {
     let wanted = request.streams.clone().unwrap_or_default();
-    std::thread::scope(|scope| {
-        let started = scope.spawn(|| agent.exec(request));
-        let streams = Streams::connect(agent, &wanted);
-        match started.join() {
-            Ok(started) => drop(started?),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-        streams
-    })
+    let streams = Streams::connect(agent, &wanted)?;
+    agent.exec(request)?;
+    Ok(streams)
 }
 
 /// A terminal's size for the agent.
