@@ -1,6 +1,7 @@
 //! Containers on networks of their own: addresses, names, NAT, published ports.
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use crate::container::{Engine, code};
 use crate::harness::{host, wait_until};
@@ -109,6 +110,86 @@ s = socket.create_server((\"198.51.100.2\", 7)); c, a = s.accept(); c.sendall(a[
         ""
     );
     assert_eq!(host("iptables -t nat -S | grep 10.123 || :"), "");
+}
+
+/// If it fails, two containers, or one and a program of the host's, seem to have one port, and one of them is
+/// dead or dies with the other; or nobody reaches a server by the host's IPv6.
+#[test]
+fn a_port_is_one_containers() {
+    let engine = Engine::new("ports");
+    engine.text("network create --subnet 10.125.0.0/24 net");
+    let serve = |name: &str, ports: &str| {
+        let line = format!("run -d --name {name} --network net {ports} busybox");
+        let script = format!("echo {name} >/tmp/index.html; exec httpd -f -h /tmp");
+        engine.shell(&line, &script)
+    };
+    let get = |address: &str| host(&format!("curl -g -s --max-time 60 http://{address}/ || :"));
+    let answers = |address: &str, name: &str| {
+        wait_until(address, || get(address) == format!("{name}\n"));
+    };
+    assert_eq!(code(&serve("one", "-p 8125:80 -p 8126:7/udp")), 0);
+    for address in ["127.0.0.1:8125", "[::1]:8125"] {
+        answers(address, "one");
+    }
+    // Somebody has it: another container, by whatever address, or a program.
+    for ports in [
+        "-p 8125:80",
+        "-p 127.0.0.1:8125:80",
+        "-p 8127:80 -p 8126:7/udp",
+        "-p [::1]:8125:80",
+    ] {
+        let end = serve("two", ports);
+        assert_eq!(code(&end), 125, "{ports}: {end:?}");
+        let said = String::from_utf8_lossy(&end.stderr).into_owned();
+        assert!(
+            said.contains("cannot publish") && said.contains("in use"),
+            "{said}"
+        );
+        engine.text("rm two");
+        answers("127.0.0.1:8125", "one");
+    }
+    let listen = "import socket, time
+s = socket.create_server((\"127.0.0.1\", 8127)); print(flush=True); time.sleep(1000)";
+    let mut program = Command::new("python3")
+        .args(["-c", listen])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    program.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    assert_eq!(code(&serve("two", "-p 8127:80")), 125);
+    program.kill().unwrap();
+    program.wait().unwrap();
+    engine.text("start two");
+    answers("127.0.0.1:8127", "two");
+
+    // Others' ports do not go with one.
+    assert_eq!(code(&serve("three", "-p 127.0.0.1:8128:80")), 0);
+    assert_eq!(
+        code(&serve("four", "-p 127.0.0.2:8128:80 -p [::1]:8128:80")),
+        0
+    );
+    answers("127.0.0.1:8128", "three");
+    engine.text("rm -f three");
+    for address in ["127.0.0.2:8128", "[::1]:8128"] {
+        answers(address, "four");
+    }
+    assert_eq!(get("127.0.0.1:8128"), "");
+
+    // That of one whose shim was killed is free, and leads to who has it now.
+    let shim = engine.text("inspect -f {{.Cofferdam.Shim}} one");
+    host(&format!("kill -9 {shim}"));
+    wait_until("its end", || {
+        engine.text("inspect -f {{.State.Status}} one") == "exited"
+    });
+    assert_eq!(code(&serve("five", "-p 8125:80")), 0);
+    for address in ["127.0.0.1:8125", "[::1]:8125"] {
+        answers(address, "five");
+    }
+    engine.text("rm one");
+    answers("127.0.0.1:8125", "five");
+    engine.text("rm -f two four five");
+    assert_eq!(get("[::1]:8125"), "");
+    assert_eq!(host("iptables -t nat -S | grep 10.125 || :"), "");
 }
 
 /// If it fails, a process on the host's kernel is not on the network that VMs are on, so that the two

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::publish::{Held, PublishError, Published};
 use super::{Networks, NetworksError};
 use crate::files::private_directory;
 use crate::mirror::{self, Mirror, MirrorError};
@@ -21,7 +22,7 @@ use crate::options::{Network as Chosen, Options, Port, transport_name};
 use crate::paths;
 use crate::shim::Plan;
 use crate::spec;
-use crate::state::{self, Attached, Container, StateError};
+use crate::state::{self, Attached, Container, Containers, StateError};
 
 /// Where distributions have it; it is none of their users'.
 const PLACES: [&str; 4] = [
@@ -43,6 +44,9 @@ pub enum LinkError {
     /// The namespace's interfaces.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+    /// A port.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// Not root.
     #[error("--network {0} takes root, which bridges belong to; --network passt does not")]
     Root(String),
@@ -77,6 +81,8 @@ pub struct Link {
     dir: PathBuf,
     /// Of a VM: what of the namespace its guest has.
     mirror: Option<Mirror>,
+    /// Its ports. They go behind what leads to them.
+    _ports: Published,
     /// What it has there.
     pub attached: Attached,
 }
@@ -112,6 +118,8 @@ impl Link {
         check(options)?;
         // Of a life that was killed.
         disconnect(container);
+        sweep();
+        let held = Held::take(ports)?;
         let networks = Networks::at(&paths::data());
         let network = networks.find(name)?;
         let dir = container.run.clone();
@@ -154,6 +162,7 @@ impl Link {
                 None
             }
         };
+        let published = held.lead_to(address).map_err(io("serve the ports"))?;
         let attached = Attached {
             network: network.name.clone(),
             address,
@@ -165,6 +174,7 @@ impl Link {
         Ok(Some(Self {
             dir,
             mirror,
+            _ports: published,
             attached,
         }))
     }
@@ -210,6 +220,20 @@ pub fn check(options: &Options) -> Result<(), LinkError> {
 /// Takes a container off its network, if it is on one.
 pub fn disconnect(container: &Container) {
     undo(&container.run);
+}
+
+/// Takes those off their networks whose shims were killed: their ports are others' now.
+fn sweep() {
+    let all = Containers::open().and_then(|containers| containers.list());
+    for container in all.unwrap_or_default() {
+        if !container.run.join(MADE).exists() || container.is_held() {
+            continue;
+        }
+        // Nobody starts it meanwhile.
+        if let Ok(_lock) = container.lock() {
+            disconnect(&container);
+        }
+    }
 }
 
 fn undo(dir: &Path) {
@@ -277,7 +301,11 @@ fn configuration(
             "range": 1,
         })
     };
-    let ports: Vec<Value> = ports.iter().map(port).collect();
+    // The container has no IPv6 that a rule could lead to.
+    let ports = ports
+        .iter()
+        .filter(|port| !port.address.is_some_and(|a| a.is_ipv6()));
+    let ports: Vec<Value> = ports.map(port).collect();
     json!({
         "container_id": record.id,
         "container_name": record.name,

@@ -3,6 +3,7 @@
 //! names; it is root's. What is here is which networks there are, and who has which address.
 
 mod link;
+mod publish;
 
 use std::collections::BTreeMap;
 use std::fmt;
