@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::attach::{self, calculates, leave};
 use crate::harness::{host, wait_until};
 use crate::runc::{Runtime, big, code};
 
@@ -233,6 +234,26 @@ impl Engine {
         self.text("rm box1");
     }
 
+    /// A container's terminal is left and come back to, again and again.
+    #[track_caller]
+    fn detaches(&self) {
+        self.text("run -dit --name tty --network none box sh");
+        for round in 0..3 {
+            let mut client = attach::client(self.command("attach tty"));
+            calculates(&mut client, 10, round);
+            leave(client);
+        }
+        let mut client = attach::client(self.command("exec -it tty sh"));
+        calculates(&mut client, 20, 1);
+        leave(client);
+        assert_eq!(code(&self.shell("exec tty", "exit 5")), 5);
+        let mut client = attach::client(self.command("attach tty"));
+        calculates(&mut client, 30, 1);
+        client.type_text("exit 6\r");
+        client.end().expect(6);
+        self.text("rm tty");
+    }
+
     /// A page comes through a published port of the host's.
     #[track_caller]
     fn publishes(&self, port: u16) {
@@ -254,6 +275,7 @@ fn podman_runs_and_manages() {
     let podman = Engine::podman("podman");
     podman.runs();
     podman.manages();
+    podman.detaches();
     let tty = "run --rm -t --network none box";
     let end = podman.shell(tty, "test -t 0 && stty size && exit 4");
     assert_eq!(code(&end), 4, "{end:?}");
@@ -337,6 +359,7 @@ fn containerd_and_docker_run_and_manage() {
     let engine = Engine::docker(runtime, &socket, containerd);
     engine.runs();
     engine.manages();
+    engine.detaches();
     engine.publishes(18081);
     // The guest's memory is in the cgroup that Docker reads: tens of MiB, in which 1.5 is not.
     engine.text("run -d --name box1 --network none box sleep 1000");

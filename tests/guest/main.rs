@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod agent;
+mod attach;
 mod block;
 mod block_trouble;
 mod boot;
@@ -16,6 +17,7 @@ mod container;
 mod copy;
 mod deaths;
 mod debian;
+mod descriptors;
 mod engines;
 mod fs;
 mod harness;

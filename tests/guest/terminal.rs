@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::harness::{PROGRAM, Vm};
 
@@ -36,12 +36,28 @@ impl Terminal {
         tcgetattr(&self.0).unwrap().local_modes.contains(cooked)
     }
 
+    /// Sets rows and columns.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.0, size).unwrap();
+    }
+
     /// Starts `cofferdam boot` as the job in the terminal's foreground.
     pub fn start(&self, args: &[&str]) -> Vm {
-        let name = ptsname(&self.0, Vec::new()).unwrap();
-        let theirs = open_terminal(Path::new(name.to_str().unwrap()));
         let mut command = Command::new(PROGRAM);
         command.arg("boot").args(args);
+        self.run(command)
+    }
+
+    /// Starts a command as that job.
+    pub fn run(&self, mut command: Command) -> Vm {
+        let name = ptsname(&self.0, Vec::new()).unwrap();
+        let theirs = open_terminal(Path::new(name.to_str().unwrap()));
         command
             .stdin(theirs.try_clone().unwrap())
             .stdout(theirs.try_clone().unwrap());

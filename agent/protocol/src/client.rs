@@ -531,7 +531,9 @@ mod tests {
             };
             let limit = Duration::from_millis(100);
             let started = Instant::now();
-            let error = client.wait_within(limit, ProcessRequest::new()).unwrap_err();
+            let error = client
+                .wait_within(limit, ProcessRequest::new())
+                .unwrap_err();
             assert!(error.is_silent() && started.elapsed() >= limit, "{error}");
             assert!(client.idle().is_empty());
             drip.join().unwrap();

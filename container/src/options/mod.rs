@@ -118,6 +118,10 @@ pub struct Options {
     /// Keep standard input open
     #[arg(short, long)]
     pub interactive: bool,
+    /// Whether the input ends with that of the first client, as nobody said `-d`.
+    #[arg(skip)]
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,

@@ -4,6 +4,7 @@
 
 mod bundle;
 mod clock;
+mod descriptors;
 mod drain;
 mod health;
 mod monitor;
@@ -131,6 +132,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let visit = args.next().is_some_and(|arg| arg == VISIT);
     // No terminal's signals any more. It fails for who leads a session already.
     let _ = rustix::process::setsid();
+    descriptors::raise();
     // To shim.log. Without it there is nothing that anybody would miss.
     let _ = telemetry::init(&LogConfig::default());
     let done = match visit {
@@ -148,6 +150,8 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn run(id: &str) -> Result<(), ShimError> {
     let container = Containers::open()?.find(id)?;
+    // Before we hold it: then a state that the killed left behind is put right.
+    let state = container.state()?;
     let lock = container.lock()?;
     let listener = listen(&container)?;
     let log = container.log();
@@ -163,7 +167,7 @@ fn run(id: &str) -> Result<(), ShimError> {
         error: String::new(),
         oom_killed: false,
         restarts: 0,
-        ..container.state()?
+        ..state
     };
     let life = Life {
         state,

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ use crate::state::Now;
 
 /// Frames that wait for a client that is slow; then the container waits for him, as with Docker.
 const QUEUE: usize = 64;
+/// Who may be attached at once: each takes descriptors and threads, of which a process has only so many.
+const MAX_CLIENTS: usize = 128;
 /// A longer line is several lines of the log, in bytes.
 const MAX_LINE: usize = 16 << 10;
 
@@ -45,7 +47,25 @@ pub struct Output {
     log: Mutex<LogFile>,
     /// The last line was lost, and that was said.
     lost: AtomicBool,
-    clients: Mutex<Vec<SyncSender<Frame>>>,
+    clients: Mutex<Clients>,
+}
+
+/// Who is attached.
+#[derive(Debug, Default)]
+struct Clients {
+    /// By their numbers.
+    all: Vec<(u64, SyncSender<Frame>)>,
+    /// The number of who came last.
+    last: u64,
+}
+
+/// Somebody who is attached.
+#[derive(Debug)]
+pub struct Attached {
+    /// By which he is let go.
+    pub number: u64,
+    /// All frames from when he came.
+    pub frames: Receiver<Frame>,
 }
 
 impl Output {
@@ -59,16 +79,28 @@ impl Output {
         })
     }
 
-    /// All frames from now on.
-    pub fn attach(&self) -> Receiver<Frame> {
-        let (sender, receiver) = sync_channel(QUEUE);
-        self.clients().push(sender);
-        receiver
+    /// All frames from now on; nothing if too many get them already.
+    pub fn attach(&self) -> Option<Attached> {
+        let (sender, frames) = sync_channel(QUEUE);
+        let mut clients = self.clients();
+        if clients.all.len() >= MAX_CLIENTS {
+            return None;
+        }
+        clients.last += 1;
+        let number = clients.last;
+        clients.all.push((number, sender));
+        Some(Attached { number, frames })
+    }
+
+    /// Lets a client go, whose frames come to their end.
+    pub fn detach(&self, number: u64) {
+        self.clients().all.retain(|(other, _)| *other != number);
     }
 
     /// Says how it ended, and lets all go.
     pub fn end(&self, code: i32) {
-        for client in self.clients().drain(..) {
+        let clients = std::mem::take(&mut self.clients().all);
+        for (_, client) in clients {
             let _ = client.send(Frame::End(code));
         }
     }
@@ -92,14 +124,11 @@ impl Output {
                 Stream::Stderr => Frame::Error(data.to_vec()),
             };
             // Outside the lock: a slow client keeps nobody from attaching.
-            let clients = self.clients().clone();
-            let gone: Vec<bool> = clients
-                .iter()
-                .map(|client| client.send(frame.clone()).is_err())
-                .collect();
-            if gone.contains(&true) {
-                let mut gone = gone.into_iter();
-                self.clients().retain(|_| !gone.next().unwrap_or(false));
+            let clients = self.clients().all.clone();
+            for (number, client) in clients {
+                if client.send(frame.clone()).is_err() {
+                    self.detach(number);
+                }
             }
         }
         if !line.is_empty() {
@@ -142,7 +171,7 @@ impl Output {
         }
     }
 
-    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<SyncSender<Frame>>> {
+    fn clients(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -158,14 +187,17 @@ mod tests {
         let path = std::env::temp_dir().join(format!("cofferdam-log-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let output = Output::new(&path, LogLimit::default()).unwrap();
-        let gone = output.attach();
+        let gone = output.attach().unwrap();
         drop(gone);
-        let client = output.attach();
+        let left = output.attach().unwrap();
+        output.detach(left.number);
+        let client = output.attach().unwrap();
         let long = "x".repeat(MAX_LINE + 5);
         let text = format!("one\ntwo\n{long}\nend");
         output.pass_on(Stream::Stderr, text.as_bytes());
         output.end(7);
-        let frames: Vec<Frame> = client.iter().collect();
+        assert_eq!(left.frames.iter().count(), 0);
+        let frames: Vec<Frame> = client.frames.iter().collect();
         assert_eq!(frames, [Frame::Error(text.into_bytes()), Frame::End(7)]);
         let log = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(path).unwrap();
@@ -179,5 +211,17 @@ mod tests {
             ["one\n", "two\n", &long[..MAX_LINE], "xxxxx\n", "end"]
         );
         assert!(lines.iter().all(|line| line.stream == Stream::Stderr));
+    }
+    /// If it fails, who attaches and goes, again and again, makes the shim run out of descriptors; or who
+    /// has gone keeps others from coming.
+    #[test]
+    fn clients_are_bounded() {
+        let path = std::env::temp_dir().join(format!("cofferdam-clients-{}", std::process::id()));
+        let output = Output::new(&path, LogLimit::default()).unwrap();
+        let all: Vec<Attached> = std::iter::from_fn(|| output.attach()).collect();
+        assert_eq!(all.len(), MAX_CLIENTS);
+        output.detach(all[7].number);
+        assert!(output.attach().is_some() && output.attach().is_none());
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::output::Attached;
 use super::session::Session;
 use super::wire::{Failure, Frame, Reply, Request, read_line, write_line};
 use super::{Busy, Shim};
@@ -17,14 +18,26 @@ use crate::state::Status;
 
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between attempts to take a client, where there is nothing to take him with.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long KILL may take to end a container before its monitor is killed.
 const KILL: Duration = Duration::from_secs(10);
 
 /// Serves clients, each on a thread of its own, for ever.
 pub(super) fn serve(shim: &Arc<Shim>, listener: &UnixListener, busy: &Busy) {
-    for client in listener.incoming().flatten() {
+    for client in listener.incoming() {
+        let client = match client {
+            Ok(client) => client,
+            // No descriptor is free, say: he waits, as he would for a shim that is slow.
+            Err(error) => {
+                log::warn!("a client of the shim's waits: {error}");
+                thread::sleep(RETRY);
+                continue;
+            }
+        };
         let (shim, busy) = (Arc::clone(shim), busy.clone());
-        thread::spawn(move || {
+        // Where no thread can be had, he learns that nobody answers.
+        let _ = thread::Builder::new().spawn(move || {
             if let Err(error) = answer(&shim, &client) {
                 log::warn!("a client of the shim's: {error}");
             }
@@ -57,15 +70,22 @@ fn attach(
     output: bool,
     input: bool,
 ) -> std::io::Result<()> {
-    let frames = shim.output.attach();
+    let Some(Attached { number, frames }) = shim.output.attach() else {
+        let too_many = failure("too many are attached to the container; let some go");
+        return write_line(&mut &*client, &Reply::Failed(too_many));
+    };
+    // However this ends, he is let go.
+    let client_of = ClientOf { shim, number };
     if shim.life().ended {
         return write_line(&mut &*client, &Reply::Failed(not_running()));
     }
     write_line(&mut &*client, &Reply::Done)?;
     let (theirs, from) = (Arc::clone(shim), client.try_clone()?);
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         theirs.take_input(Cursor::new(early).chain(from), input);
-    });
+        // He is gone: nobody waits until there is something to tell him.
+        theirs.output.detach(number);
+    })?;
     for frame in frames {
         let is_end = matches!(frame, Frame::End(_));
         if output || is_end {
@@ -75,8 +95,21 @@ fn attach(
             break;
         }
     }
+    drop(client_of);
     // Its reader ends, too.
     client.shutdown(Shutdown::Both)
+}
+
+/// Who is attached, until this is dropped.
+struct ClientOf<'a> {
+    shim: &'a Shim,
+    number: u64,
+}
+
+impl Drop for ClientOf<'_> {
+    fn drop(&mut self) {
+        self.shim.output.detach(self.number);
+    }
 }
 
 fn not_running() -> Failure {
@@ -91,22 +124,32 @@ fn failure(message: impl Into<String>) -> Failure {
 }
 
 impl Shim {
-    /// What a client sends. With `input`, the end of the client is the end of the container's input.
+    /// What a client sends, until he is gone.
     fn take_input(&self, mut from: impl Read, input: bool) {
         loop {
             match Frame::read(&mut from) {
                 Ok(Some(Frame::Input(data))) if input => {
-                    let Some(stdin) = self.stdin() else { return };
-                    // A process that closed its input has what it wants.
-                    let _ = (&*stdin).write_all(&data);
+                    if let Some(stdin) = self.stdin() {
+                        // A process that closed its input has what it wants.
+                        let _ = (&*stdin).write_all(&data);
+                    }
                 }
-                Ok(Some(Frame::InputEnd)) if input => break,
+                Ok(Some(Frame::InputEnd)) if input => self.end_input(),
                 Ok(Some(Frame::Size(rows, columns))) => self.resize((rows, columns)),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break,
             }
         }
-        if input && self.stdin().is_some() {
+        if input {
+            self.end_input();
+        }
+    }
+
+    /// A client's input has ended. The container's ends with it only if it was made for one client, as by
+    /// `run -i` without `-d`; a terminal's never does, as others will type there.
+    fn end_input(&self) {
+        let options = &self.container.record.options;
+        if options.stdin_once && !options.tty && self.stdin().is_some() {
             // Closed when the last who writes to it is done.
             self.change(|life| life.stdin = None);
         }

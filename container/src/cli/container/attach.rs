@@ -208,12 +208,12 @@ impl Attachment {
                         true => keys.take(typed),
                         false => (typed.to_vec(), false),
                     };
+                    let sent = send(&writer, &Frame::Input(typed));
                     if leave {
                         left.store(true, Ordering::Release);
                         let _ = stream.shutdown(Shutdown::Both);
-                        return;
                     }
-                    if send(&writer, &Frame::Input(typed)).is_err() {
+                    if leave || sent.is_err() {
                         return;
                     }
                 }

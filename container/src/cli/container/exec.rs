@@ -239,11 +239,9 @@ fn type_into(mut to: File, tty: bool) -> bool {
             true => keys.take(typed),
             false => (typed.to_vec(), false),
         };
-        if leave {
-            return true;
-        }
-        if to.write_all(&typed).is_err() {
-            return false;
+        let sent = to.write_all(&typed);
+        if leave || sent.is_err() {
+            return leave;
         }
     }
     false

@@ -153,6 +153,7 @@ fn document(container: &Container, state: &State) -> Value {
             "User": options.user.as_deref().or(of_image.and_then(|c| c.user().as_deref())).unwrap_or(""),
             "Tty": options.tty,
             "OpenStdin": options.interactive,
+            "StdinOnce": options.stdin_once,
             "Env": process["env"],
             "Cmd": options.command,
             "Image": options.image,

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use super::attach::{Attachment, Followed, Signals};
+use super::attach::{Attachment, Followed, Signals, window};
 use super::control::{ControlError, failed, request, start_shim};
 use super::{Failed, Outcome, each, print, signal};
 use crate::create;
 use crate::options::Options;
-use crate::shim::wire::Request;
+use crate::shim::wire::{Frame, Request};
 use crate::state::{Container, Containers, StateError, Status};
 
 const EXAMPLES: &str = "\
@@ -107,14 +107,16 @@ fn make(mut options: Options) -> Result<Container, Failed> {
     }
 }
 
-pub(super) fn create(args: CreateArgs) -> Outcome {
+pub(super) fn create(mut args: CreateArgs) -> Outcome {
+    args.options.stdin_once = args.options.interactive;
     let container = make(args.options)?;
     print(&format!("{}\n", container.record.id))?;
     Ok(0)
 }
 
-pub(super) fn run(args: RunArgs) -> Outcome {
+pub(super) fn run(mut args: RunArgs) -> Outcome {
     let signals = (!args.detach).then(Signals::block);
+    args.options.stdin_once = args.options.interactive && !args.detach;
     let container = make(args.options)?;
     let input = container.record.options.interactive;
     let code = match signals {
@@ -210,10 +212,16 @@ pub(super) fn attach(args: &AttachArgs) -> Outcome {
         input,
     };
     let answered = request(&container, &attach).map_err(failed)?;
+    let tty = container.record.options.tty;
+    if tty && let Some((rows, columns)) = window() {
+        // Another size than that which follows makes a program show again what it has shown.
+        let other = Frame::Size(rows.saturating_add(1), columns.saturating_add(1));
+        let _ = other.write(&mut &answered.stream);
+    }
     let attachment = Attachment {
         stream: answered.stream,
         reader: answered.reader,
-        tty: container.record.options.tty,
+        tty,
         input,
     };
     follow(&container, attachment, signals)
