@@ -468,12 +468,12 @@ mod tests {
     /// thread and a connection for as long as it lives.
     #[test]
     fn nothing_is_kept_for_who_never_writes() {
-        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (mut theirs, ends) = pipes(&[Name::Stdout], false).unwrap();
         let (host, connection) = UnixStream::pair().unwrap();
         let connection = File::from(OwnedFd::from(connection));
         let live = ends.connect(vec![connection], false).unwrap();
         drop(host);
-        let [_, stdout, _] = theirs;
+        let stdout = theirs.swap_remove(1);
         let mut stdout = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
         poll(&mut stdout, PollTimeout::NONE).unwrap();
         assert_eq!(stdout[0].revents(), Some(PollFlags::POLLERR));
@@ -501,11 +501,11 @@ mod tests {
     /// output, or loses the process's own words.
     #[test]
     fn a_pipe_ends_with_its_process() {
-        let (theirs, ends) = pipes(&[Name::Stdout]).unwrap();
+        let (mut theirs, ends) = pipes(&[Name::Stdout], false).unwrap();
         let (mut host, connection) = io::pipe().unwrap();
         let connection = File::from(OwnedFd::from(connection));
         let live = ends.connect(vec![connection], false).unwrap();
-        let [_, stdout, _] = theirs;
+        let stdout = theirs.swap_remove(1);
         let mut stdout = File::from(stdout);
         // All that a pipe holds.
         stdout.write_all(&[b'x'; 64 << 10]).unwrap();

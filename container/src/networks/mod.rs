@@ -332,14 +332,19 @@ fn new(
     if !subnet.has(gateway) {
         return Err(NetworksError::Outside(gateway, subnet));
     }
-    let is_free = |name: &String| all.iter().all(|network| network.interface != *name);
-    let mut names = (0..).map(|number| format!("cofferdam-br{number}"));
+    // A number will not do: networks of another data directory may be there at the same time. The kernel
+    // takes 15 characters.
+    let interface = |id: &str| format!("cofferdam-{}", id.get(..5).unwrap_or(id));
+    let is_free = |id: &String| all.iter().all(|network| network.interface != interface(id));
+    let id = std::iter::repeat_with(new_id)
+        .find(is_free)
+        .unwrap_or_default();
     Ok(Network {
         name: name.to_owned(),
-        id: new_id(),
+        interface: interface(&id),
+        id,
         created: Now::text(),
         driver: "bridge".into(),
-        interface: names.find(is_free).unwrap_or_default(),
         subnet,
         gateway,
         internal: wanted.internal,
@@ -392,6 +397,10 @@ mod tests {
         let second = new("b", &Wanted::default(), &all, &routed).unwrap();
         assert_eq!(second.subnet.to_string(), "10.91.2.0/24");
         assert_ne!(second.interface, all[0].interface);
+        // Nor another data directory's, of which we know nothing; it is one that the kernel takes.
+        let elsewhere = new("a", &Wanted::default(), &[], &routed).unwrap();
+        assert_ne!(elsewhere.interface, all[0].interface);
+        assert_eq!(elsewhere.interface.len(), 15);
         let wide = Wanted {
             subnet: Some(subnet("10.0.0.0/8").unwrap()),
             ..Wanted::default()

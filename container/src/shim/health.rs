@@ -154,7 +154,7 @@ impl Check for InVm {
         let request = process(&self.id, &self.exec);
         Some(match self.agent.wait_within(patience, request) {
             Ok(ended) => Ok(i32::try_from(ended.exit_code).unwrap_or(-1)),
-            Err(error) if error.is_late() => return None,
+            Err(error) if error.is_silent() => return None,
             Err(error) => Err(crate::describe(&error)),
         })
     }
