@@ -292,9 +292,9 @@ mod tests {
         chatter.write_all(b"one ").unwrap();
         silent.write_all(b"two").unwrap();
         let streams = Streams {
-            stdin: None,
             stdout: Some(File::from(OwnedFd::from(stdout))),
             stderr: Some(File::from(OwnedFd::from(stderr))),
+            ..Streams::default()
         };
         let (over, running) = io::pipe().unwrap();
         let reading = thread::spawn(move || beginnings(streams, &over));
