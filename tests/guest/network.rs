@@ -101,12 +101,12 @@ s = socket.create_server((\"198.51.100.2\", 7)); c, a = s.accept(); c.sendall(a[
     host(&format!("kill -9 {shim}"));
     engine.text("rm -f web");
     engine.text("network rm net");
+    assert_eq!(host("ip -o address show | grep 10.123 || :"), "");
     assert_eq!(
-        host("ip -o link show type bridge | grep cofferdam || :"),
-        ""
-    );
-    assert_eq!(
-        host("grep cofferdam /proc/self/mountinfo | grep nsfs || :"),
+        host(&format!(
+            "grep {} /proc/self/mountinfo | grep nsfs || :",
+            engine.path("")
+        )),
         ""
     );
     assert_eq!(host("iptables -t nat -S | grep 10.123 || :"), "");
@@ -224,7 +224,10 @@ fn a_process_is_on_a_network_with_vms() {
     host(&format!("kill -9 {shim}"));
     engine.text("rm -f web");
     engine.text("network rm net");
-    let left = host("grep cofferdam /proc/self/mountinfo | grep nsfs || :");
+    let left = host(&format!(
+        "grep {} /proc/self/mountinfo | grep nsfs || :",
+        engine.path("")
+    ));
     assert_eq!(left, "");
     assert_eq!(host("iptables -t nat -S | grep 10.124 || :"), "");
 }
