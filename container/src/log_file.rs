@@ -127,7 +127,7 @@ impl Lines {
 
     /// The next that there is now. One that is no JSON (the host crashed while it was written) is
     /// left out.
-    pub fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+    pub fn next_line<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             self.file.read_until(b'\n', &mut self.begun)?;
             if !self.begun.ends_with(b"\n") {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn all(lines: &mut Lines) -> Vec<u32> {
-        std::iter::from_fn(|| lines.next().unwrap()).collect()
+        std::iter::from_fn(|| lines.next_line().unwrap()).collect()
     }
 
     /// If it fails, a container that prints without end fills the host's disk, or what it printed last

@@ -322,11 +322,12 @@ fn what_a_registry_says_has_a_bound() {
     }
 }
 
+/// The first line of each request, and whom it says it is from.
+type Requests = Arc<Mutex<Vec<(String, String)>>>;
+
 /// Starts a server that answers by `answer` to a request's first line. Gives its address and, of each
 /// request, the first line and who it says it is from.
-fn server(
-    answer: impl Fn(&str) -> String + Send + 'static,
-) -> (String, Arc<Mutex<Vec<(String, String)>>>) {
+fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (String, Requests) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let asked = Arc::new(Mutex::new(Vec::new()));

@@ -79,7 +79,7 @@ pub(super) fn logs(args: &Args) -> Outcome {
         None => true,
     };
     let mut last = VecDeque::new();
-    while let Some(line) = lines.next::<LogLine>()? {
+    while let Some(line) = lines.next_line::<LogLine>()? {
         if !shown(&line) {
             continue;
         }
@@ -101,7 +101,7 @@ pub(super) fn logs(args: &Args) -> Outcome {
     loop {
         // Before the last look, or what it printed last might be missed.
         let live = container.state().is_ok_and(|state| state.status.is_live());
-        while let Some(line) = lines.next::<LogLine>()? {
+        while let Some(line) = lines.next_line::<LogLine>()? {
             show_line(&line, args.timestamps);
         }
         if !live {
@@ -133,7 +133,7 @@ pub(super) fn events(args: &EventsArgs) -> Outcome {
         return Ok(0);
     };
     loop {
-        while let Some(event) = lines.next::<Event>()? {
+        while let Some(event) = lines.next_line::<Event>()? {
             if since.is_none_or(|since| event.time_ns / 1_000_000_000 >= i128::from(since)) {
                 print(&line(&event))?;
             }

@@ -33,7 +33,7 @@ pub enum Error {
     Connect {
         registry: String,
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     #[error(
         "{registry} has no image {name}, or not for you; `podman login` or `docker login` tells it who you are"
@@ -44,7 +44,7 @@ pub enum Error {
         registry: String,
         name: String,
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     #[error("the registry sends {what} that is no document of an image")]
     Document {
@@ -142,7 +142,7 @@ async fn connect<T>(
     Err(match failed {
         Some(source) => Error::Connect {
             registry: name.registry.clone(),
-            source,
+            source: Box::new(source),
         },
         None => Error::Refused {
             registry: name.registry.clone(),
@@ -175,7 +175,7 @@ fn remote_error(name: &Reference, source: ClientError) -> Error {
         _ => Error::Remote {
             registry,
             name: name.familiar(),
-            source,
+            source: Box::new(source),
         },
     }
 }
