@@ -8,7 +8,7 @@ GUEST   := $(TARGET)/share/cofferdam
 LAB     := tests/lab/run
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench build setup guest lint fmt fuzz clean
+.PHONY: help run test soak bench build setup guest lint fmt fuzz clean
 
 help: ## List what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ run: setup guest build ## Set up what is missing, build, boot the default guest,
 
 test: setup guest ## Unit tests, a short fuzz, and every test that boots something
 	@tests/run
+
+soak: setup guest ## Kill the VM of a database 50 times; nothing that was committed may be lost
+	@tests/run soak
 
 bench: setup guest build ## Measure boots beside QEMU microvm, containers beside runc, check the budgets
 	@resources/bench/run

@@ -11,6 +11,7 @@ mod clock;
 mod containers;
 mod device_rules;
 mod error;
+mod grow;
 mod netlink;
 mod network;
 mod power;

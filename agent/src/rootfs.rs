@@ -17,6 +17,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Context, Error, Result};
+use crate::grow::grow;
 
 /// Where the agent keeps a container's mounts.
 const CONTAINERS: &str = "/run/cofferdam/containers";
@@ -79,6 +80,11 @@ impl Mounts {
                 let place = &storage.fill_from;
                 fill(&target_of(storage)?, &root, place, unpack)
                     .context(|| format!("copy the image's {place} to its volume"))?;
+            }
+            if let Some(source) = storages.iter().find(|one| one.target == storage.copy_of) {
+                let (source, target) = (target_of(source)?, target_of(storage)?);
+                fill(&target, &source, "/", unpack)
+                    .context(|| format!("copy {} to {}", source.display(), target.display()))?;
             }
         }
         Ok(mounts)
@@ -226,7 +232,12 @@ impl Mounts {
             }
             Some(api::storage::Kind::Block(block)) => {
                 make_directory(&target)?;
-                self.mount(&device(&block.device)?, &target, &block.fstype, flags, "")
+                let device = device(&block.device)?;
+                self.mount(&device, &target, &block.fstype, flags, &block.options)?;
+                match block.fstype.as_str() {
+                    "ext4" if !storage.readonly => grow(&device, &target),
+                    _ => Ok(()),
+                }
             }
             Some(api::storage::Kind::Tmpfs(tmpfs)) => {
                 make_directory(&target)?;

@@ -9,7 +9,7 @@ use cofferdam_agent_protocol::{ETC, api};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 
-use crate::disk::{self, DiskError};
+use crate::disk::{self, DiskError, Purpose};
 use crate::image::store::Error as ImageError;
 use crate::image::{Image, Store, registry};
 use crate::limits::{self, Limits};
@@ -23,7 +23,7 @@ use crate::state::{
     self, Container, Containers, Events, Lock, Now, Record, Share, StateError, new_id,
 };
 use crate::vm::{Machine, Root, Shared, disk_path, storage_path};
-use crate::volume::{VolumeError, Volumes};
+use crate::volume::{self, Type, VolumeError, Volumes};
 
 /// Why a container cannot be made, or run.
 #[derive(Debug, thiserror::Error)]
@@ -145,8 +145,8 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
         state::save(&bundle.join("config.json"), &spec)?;
         let options = &container.record.options;
         if !options.read_only && options.isolation == Isolation::Vm {
-            let size = options.disk_size()?.unwrap_or(disk::DEFAULT_SIZE);
-            disk::make(&paths::data(), size, &container.upper())?;
+            let (size, upper) = (options.disk_size()?, container.upper());
+            disk::make(&paths::data(), Purpose::Layer, size, &upper)?;
         }
         Ok(())
     });
@@ -249,7 +249,14 @@ fn shares(options: &Options) -> Result<Vec<Share>, CreateError> {
             Kind::Volume(name) => {
                 let anonymous = name.is_none();
                 let name = name.clone().unwrap_or_else(new_id);
-                let volume = volumes.make(&name, &[])?;
+                let new = match options.isolation {
+                    Isolation::Vm => Type::Image,
+                    Isolation::Process => Type::Shared,
+                };
+                let volume = volumes.make(&name, &[], volume::Options::of(new))?;
+                if (options.isolation, volume.options.kind) == (Isolation::Process, Type::Image) {
+                    return Err(VolumeError::Image(name).into());
+                }
                 (volume.mountpoint, Some(name), anonymous)
             }
         };
@@ -353,6 +360,72 @@ fn bundle(
     })
 }
 
+/// What the VM of a container has of a share; a volume is what it is now.
+fn shared(share: &Share) -> Result<Shared, VolumeError> {
+    let mut shared = Shared {
+        source: share.source.clone(),
+        is_image: false,
+        read_only: share.read_only,
+        rights: share.rights,
+        fill_from: is_filled(share).then(|| share.target.clone()),
+        copy_of: None,
+    };
+    if let Some(name) = &share.volume {
+        let volume = Volumes::at(&paths::data()).find(name)?;
+        shared.is_image = volume.options.kind == Type::Image;
+        shared.source = volume.mountpoint;
+    }
+    Ok(shared)
+}
+
+/// Takes a container's volumes in hand, for as long as it runs.
+pub fn hold_volumes(container: &Container) -> Result<Vec<Lock>, CreateError> {
+    let volumes = Volumes::at(&paths::data());
+    let mut names = std::collections::BTreeMap::new();
+    for share in &container.record.shares {
+        if let Some(name) = &share.volume {
+            *names.entry(name).or_insert(false) |= !share.read_only;
+        }
+    }
+    let mut locks = Vec::new();
+    for (name, writes) in names {
+        let volume = volumes.find(name)?;
+        let is_image = volume.options.kind == Type::Image;
+        if is_image && container.record.options.isolation == Isolation::Process {
+            return Err(VolumeError::Image(volume.name).into());
+        }
+        // Who only reads cannot put in its place what a killed VM left in the journal.
+        if is_image
+            && !writes
+            && volume.is_dirty().map_err(VolumeError::from)?
+            && let Some(_alone) = volumes.hold(&volume, true)?
+        {
+            volume::visit::recover(&volume)
+                .map_err(|error| VolumeError::Recover(name.clone(), Box::new(error)))?;
+        }
+        let lock = volumes.hold(&volume, is_image && writes)?;
+        locks.push(lock.ok_or_else(|| VolumeError::Held {
+            holder: holder(name),
+            volume: volume.name,
+        })?);
+    }
+    Ok(locks)
+}
+
+/// Who has a volume, for people: a container that runs, or else one of our own commands.
+pub fn holder(volume: &str) -> String {
+    let has = |container: &Container| {
+        let is_live = container.state().is_ok_and(|state| state.status.is_live());
+        is_live && container.has_volume(volume)
+    };
+    let all = Containers::open().and_then(|containers| containers.list());
+    let found = all.unwrap_or_default().into_iter().find(has);
+    match found {
+        Some(container) => format!("container {}", container.record.name),
+        None => "a command that looks at its files".into(),
+    }
+}
+
 /// What it takes to run a container, and the ports that lead to it.
 pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let Record { id, options, .. } = &container.record;
@@ -381,15 +454,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
             upper: (!options.read_only).then(|| container.upper()),
             is_temporary: options.rm,
         },
-        shares: shares
-            .iter()
-            .map(|share| Shared {
-                source: share.source.clone(),
-                read_only: share.read_only,
-                rights: share.rights,
-                fill_from: is_filled(share).then(|| share.target.clone()),
-            })
-            .collect(),
+        shares: shares.iter().map(shared).collect::<Result<_, _>>()?,
         disks: options
             .device
             .iter()

@@ -1,8 +1,10 @@
-//! The writable layer of a container: an ext4 in a sparse file, copied from one that is made once.
+//! The writable layer of a container, or a volume: an ext4 in a sparse file, copied from one that is made
+//! once.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,25 +14,71 @@ use rustix::io::Errno;
 use crate::files::{FileError, file, private_directory};
 use crate::options::Bytes;
 
-/// How large a writable layer is where nothing is said. It is a bound: the file has only what the
-/// container wrote.
-pub const DEFAULT_SIZE: Bytes = Bytes(16 << 30);
 /// Below it there is no room for a file system and its journal.
 const MIN_SIZE: Bytes = Bytes(16 << 20);
 const MKFS: &str = "mkfs.ext4";
+const DEBUGFS: &str = "debugfs";
+
+/// What a file system is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// What one container writes, and takes with it.
+    Layer,
+    /// What outlives containers, and may grow.
+    Volume,
+}
+
+impl Purpose {
+    /// How large one is where nothing is said. It is a bound: the file has only what was written.
+    pub const fn default_size(self) -> Bytes {
+        match self {
+            Self::Layer => Bytes(16 << 30),
+            Self::Volume => Bytes(64 << 30),
+        }
+    }
+
+    /// Part of a template's name: another one where another mkfs is to make it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Layer => "ext4-2",
+            Self::Volume => "volume-1",
+        }
+    }
+
+    /// mkfs's options. What is copied for each is to be little: groups that are in use alone. That inode
+    /// tables are not written is safe in a file of zeros; the agent keeps the kernel from doing it later.
+    fn mkfs(self, size: Bytes) -> String {
+        match self {
+            // One spare superblock, and no checksums. A small journal is enough for one container.
+            Self::Layer => "-J size=8 -O ^resize_inode,^metadata_csum,uninit_bg,sparse_super2 \
+                            -E lazy_itable_init=1,lazy_journal_init=1,num_backup_sb=1"
+                .into(),
+            // The kernel cannot grow one that has sparse_super2. After damage nobody writes any more.
+            Self::Volume => {
+                let journal = (size.0 >> 24).clamp(4, 64);
+                format!(
+                    "-J size={journal} -e remount-ro -O ^resize_inode,metadata_csum \
+                     -E lazy_itable_init=1,lazy_journal_init=1"
+                )
+            }
+        }
+    }
+}
 
 /// Why there is no writable layer.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// A size that no file system has.
-    #[error("a writable layer of {0} is too small; give size={MIN_SIZE} or more")]
+    #[error("a file system of {0} is too small; give size={MIN_SIZE} or more")]
     Size(Bytes),
     /// The program is not there, or failed to start.
-    #[error("cannot run {MKFS} (Debian: the package e2fsprogs)")]
-    Mkfs(#[source] io::Error),
+    #[error("cannot run {0} (Debian: the package e2fsprogs)")]
+    Program(&'static str, #[source] io::Error),
     /// It failed.
-    #[error("{MKFS} {path}: {said}")]
+    #[error("{program} {path}: {said}")]
     Failed {
+        /// Which.
+        program: &'static str,
         /// The file.
         path: PathBuf,
         /// Its last words.
@@ -41,31 +89,41 @@ pub enum DiskError {
     File(#[from] FileError),
 }
 
-/// Makes the file `to`, an empty ext4 of that size. Templates are kept below `data`.
-pub fn make(data: &Path, size: Bytes, to: &Path) -> Result<(), DiskError> {
-    let template = template(data, size)?;
+/// Makes the file `to`, an empty ext4 of that size, or of the usual one. Templates are kept below `data`.
+pub fn make(
+    data: &Path,
+    purpose: Purpose,
+    size: Option<Bytes>,
+    to: &Path,
+) -> Result<(), DiskError> {
+    let template = template(data, purpose, size.unwrap_or(purpose.default_size()))?;
     let copy = || {
         let from = File::open(&template)?;
-        copy_sparsely(&from, &File::create_new(to)?)
+        copy_sparsely(&from, &private(to)?)
     };
     Ok(copy().map_err(file("cannot make", to))?)
 }
 
+/// A new file that nobody else may read.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// An empty ext4 of that size, made once.
-fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
+fn template(data: &Path, purpose: Purpose, size: Bytes) -> Result<PathBuf, DiskError> {
     if size < MIN_SIZE {
         return Err(DiskError::Size(size));
     }
     let dir = data.join("templates");
-    // Another number where another mkfs is to make it.
-    let name = format!("ext4-2-{}", size.0);
+    let name = format!("{}-{}", purpose.name(), size.0);
     let path = dir.join(&name);
     if path.exists() {
         return Ok(path);
     }
     private_directory(&dir)?;
     let new = dir.join(format!(".{name}-{}", std::process::id()));
-    let made = mkfs(&new, size)
+    let made = mkfs(&new, purpose, size)
         .and_then(|()| Ok(fs::rename(&new, &path).map_err(file("cannot rename", &new))?));
     if made.is_err() {
         let _ = fs::remove_file(&new);
@@ -73,26 +131,35 @@ fn template(data: &Path, size: Bytes) -> Result<PathBuf, DiskError> {
     made.map(|()| path)
 }
 
-fn mkfs(path: &Path, size: Bytes) -> Result<(), DiskError> {
+fn mkfs(path: &Path, purpose: Purpose, size: Bytes) -> Result<(), DiskError> {
     let make = || File::create(path)?.set_len(size.0);
     make().map_err(file("cannot make", path))?;
-    // What is copied for each container is to be little: groups that are in use alone (`uninit_bg`), and
-    // one spare superblock. A small journal is enough for one container. That inode tables are not
-    // written is safe in a file of zeros; the agent keeps the kernel from doing it later.
-    let arguments = "-q -F -b 4096 -m 0 -J size=8 \
-                     -O ^resize_inode,^metadata_csum,uninit_bg,sparse_super2 \
-                     -E lazy_itable_init=1,lazy_journal_init=1,num_backup_sb=1";
-    let mut command = Command::new(MKFS);
-    command.args(arguments.split_whitespace()).arg(path);
+    let options = purpose.mkfs(size);
+    let mut arguments: Vec<_> = ["-q", "-F", "-b", "4096", "-m", "0"].to_vec();
+    arguments.extend(options.split_whitespace());
+    run(MKFS, &arguments, path)?;
+    // A new volume is empty, or databases refuse it.
+    match purpose {
+        Purpose::Volume => run(DEBUGFS, &["-w", "-R", "rmdir lost+found"], path),
+        Purpose::Layer => Ok(()),
+    }
+}
+
+fn run(program: &'static str, arguments: &[&str], path: &Path) -> Result<(), DiskError> {
+    let mut command = Command::new(program);
+    command.args(arguments).arg(path);
     // Users rarely have it in theirs.
     let paths = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{paths}:/usr/sbin:/sbin"));
-    let output = command.output().map_err(DiskError::Mkfs)?;
+    let output = command
+        .output()
+        .map_err(|error| DiskError::Program(program, error))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(DiskError::Failed {
+        program,
         path: path.to_owned(),
         said: said.lines().last().unwrap_or("it says nothing").to_owned(),
     })
@@ -151,16 +218,16 @@ mod tests {
         copy.read_exact_at(&mut text, 64 << 20).unwrap();
         assert_eq!(&text, b"second");
 
-        let disk = dir.join("disk");
-        make(&dir, Bytes(1 << 30), &disk).unwrap();
-        let metadata = fs::metadata(&disk).unwrap();
-        assert_eq!(metadata.len(), 1 << 30);
-        assert!(
-            metadata.blocks() * 512 < 4 << 20,
-            "{}",
-            metadata.blocks() * 512
-        );
-        assert!(make(&dir, Bytes(1 << 20), &dir.join("small")).is_err());
+        for purpose in [Purpose::Layer, Purpose::Volume] {
+            let disk = dir.join(purpose.name());
+            make(&dir, purpose, Some(Bytes(1 << 30)), &disk).unwrap();
+            let metadata = fs::metadata(&disk).unwrap();
+            assert_eq!((metadata.len(), metadata.mode() & 0o777), (1 << 30, 0o600));
+            let used = metadata.blocks() * 512;
+            assert!(used < 4 << 20, "{purpose:?}: {used}");
+            let small = dir.join("small");
+            assert!(make(&dir, purpose, Some(Bytes(1 << 20)), &small).is_err());
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }

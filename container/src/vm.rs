@@ -31,8 +31,12 @@ pub const TAG: &str = "cofferdam";
 const ROOT: &str = "root";
 /// The serial number of the disk with the writable layer.
 const UPPER: &str = "upper";
+/// The serial number of a disk that is a volume begins so; that of its share follows.
+const VOLUME: &str = "volume";
+/// How a volume is mounted: what is deleted, and what is not written, stays a hole in the host's file.
+const VOLUME_OPTIONS: &str = "discard,noinit_itable";
 /// The root of the guest, with the agent, beside the default guest's kernel.
-const AGENT: &str = "agent.erofs";
+pub const AGENT: &str = "agent.erofs";
 /// A container's VM is alone in its monitor.
 const CID: u64 = 3;
 
@@ -130,17 +134,21 @@ pub struct Tap {
 /// - It reports free memory in pieces of 64 KiB: what the boot left in small pieces goes back, too.
 const CMDLINE: &str = "quiet rcupdate.rcu_expedited=1 page_reporting.page_reporting_order=4";
 
-/// A directory or file of the host that is mounted in the container.
+/// What of the host's is mounted in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shared {
-    /// Where it is on the host.
+    /// A directory or file of the host, or an image.
     pub source: PathBuf,
+    /// It is an image of an ext4, so a disk of the VM's.
+    pub is_image: bool,
     /// The container may not write.
     pub read_only: bool,
     /// What it may leave there.
     pub rights: Rights,
     /// The place in the image whose files it gets if it is empty: that of a new volume.
     pub fill_from: Option<String>,
+    /// The share before it, by number, whose files it gets if it is empty.
+    pub copy_of: Option<usize>,
 }
 
 /// A container's VM.
@@ -154,7 +162,7 @@ pub struct Machine {
     pub memory: Option<Bytes>,
     /// Its root file system.
     pub root: Root,
-    /// Directories and files of the host.
+    /// Directories and files of the host, and images.
     pub shares: Vec<Shared>,
     /// Block devices of the host's that are its disks, behind that of the root file system, and whether
     /// they are read-only.
@@ -217,22 +225,30 @@ impl Machine {
                 ro: *ro,
                 ..DiskConfig::default()
             }));
-        for (number, shared) in self.shares.iter().enumerate() {
-            let name = number.to_string();
-            let Shared {
-                source,
-                read_only,
-                rights,
-                ..
-            } = shared;
-            config.fs.push(share(source, &name, *read_only, *rights));
-        }
+        self.add_shares(&mut config);
         config.log = LogConfig {
             level: LogLevel::Warn,
             file: None,
         };
         config.validate()?;
         Ok(config)
+    }
+
+    fn add_shares(&self, config: &mut VmConfig) {
+        for (number, shared) in self.shares.iter().enumerate() {
+            if !shared.is_image {
+                let (path, name) = (&shared.source, number.to_string());
+                let shared = share(path, &name, shared.read_only, shared.rights);
+                config.fs.push(shared);
+            } else if self.first_of(shared) == number {
+                config.disks.push(DiskConfig {
+                    path: shared.source.clone(),
+                    id: Some(format!("{VOLUME}{number}")),
+                    ro: self.is_read_only(shared),
+                    ..DiskConfig::default()
+                });
+            }
+        }
     }
 
     fn add_root(&self, config: &mut VmConfig) {
@@ -276,6 +292,23 @@ impl Machine {
                 }),
             },
         }
+    }
+
+    /// The number of the first share that is the same image.
+    fn first_of(&self, shared: &Shared) -> usize {
+        let is_same = |other: &Shared| other.source == shared.source;
+        self.shares.iter().position(is_same).unwrap_or_default()
+    }
+
+    /// Whether nobody writes to what is shared, which an image is at all its places or at none.
+    fn is_read_only(&self, shared: &Shared) -> bool {
+        let mut same = self.shares.iter().filter(|one| one.source == shared.source);
+        shared.read_only && (!shared.is_image || same.all(|one| one.read_only))
+    }
+
+    /// Whether something that it writes is on a disk of its own and outlives it.
+    pub fn has_volumes(&self) -> bool {
+        self.shares.iter().any(|shared| shared.is_image)
     }
 
     /// Whether it has nothing of the host's that somebody may want as soon as it has ended: ports,
@@ -347,9 +380,19 @@ impl Machine {
         let storage = |(number, shared): (usize, &Shared)| {
             let mut storage = api::Storage::new();
             storage.target = storage_path(number).display().to_string();
-            storage.readonly = shared.read_only;
+            storage.readonly = self.is_read_only(shared);
             storage.fill_from = shared.fill_from.clone().unwrap_or_default();
-            storage.set_share(agent_share(&number.to_string(), shared.rights));
+            let copy_of = shared.copy_of.map(storage_path);
+            storage.copy_of = copy_of.unwrap_or_default().display().to_string();
+            if shared.is_image {
+                let mut block = api::Block::new();
+                block.device = format!("serial={VOLUME}{}", self.first_of(shared));
+                block.fstype = "ext4".into();
+                block.options = VOLUME_OPTIONS.into();
+                storage.set_block(block);
+            } else {
+                storage.set_share(agent_share(&number.to_string(), shared.rights));
+            }
             storage
         };
         self.shares.iter().enumerate().map(storage).collect()
@@ -454,9 +497,11 @@ mod tests {
             shares: [("/srv", true), ("/data", false)]
                 .map(|(source, read_only)| Shared {
                     source: source.into(),
+                    is_image: false,
                     read_only,
                     rights: Rights::default(),
                     fill_from: (!read_only).then(|| "/var/data".into()),
+                    copy_of: None,
                 })
                 .to_vec(),
             disks: Vec::new(),
@@ -549,5 +594,43 @@ mod tests {
         assert!(config.fs[0].suid && config.fs[0].dev);
         assert_eq!(config.fs[0].tag, machine.rootfs().share().tag);
         assert_ne!(config.fs[0].tag, storages[1].share().tag);
+    }
+
+    /// If it fails, a volume is not what its container mounts, one kernel has it on two disks, or what
+    /// the container wrote is thrown away.
+    #[test]
+    fn images_are_disks() {
+        let mut machine = machine(Root::Directory {
+            path: "/bundle/rootfs".into(),
+            read_only: false,
+            rights: Rights::default(),
+        });
+        let image = |source: &str, read_only| Shared {
+            source: source.into(),
+            is_image: true,
+            read_only,
+            rights: Rights::default(),
+            fill_from: None,
+            copy_of: None,
+        };
+        assert!(!machine.has_volumes());
+        for (source, read_only) in [("/v/a", true), ("/v/b", true), ("/v/a", false)] {
+            machine.shares.push(image(source, read_only));
+        }
+        let storages = machine.storages();
+        let found =
+            [2, 3, 4].map(|n: usize| (storages[n].block().device.as_str(), storages[n].readonly));
+        let (first, other) = ("serial=volume2", "serial=volume3");
+        assert_eq!(found, [(first, false), (other, true), (first, false)]);
+        assert!(machine.has_volumes() && !machine.is_alone());
+        let mut config = VmConfig::default();
+        machine.add_shares(&mut config);
+        assert_eq!(config.fs.len(), 2);
+        let disks = config
+            .disks
+            .iter()
+            .map(|disk| (disk.id.as_deref(), disk.ro));
+        let expected = [(Some("volume2"), false), (Some("volume3"), true)];
+        assert_eq!(disks.collect::<Vec<_>>(), expected);
     }
 }

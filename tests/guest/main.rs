@@ -41,4 +41,5 @@ mod runc_suites;
 mod storm;
 mod systemd;
 mod terminal;
+mod volumes;
 mod vsock;

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
-pub use fill::{fill, unpack};
+pub use fill::{Kept, fill, unpack};
 
 /// What hides a file of lower layers: an empty file of the same name with this in front (OCI image
 /// specification, "Whiteouts").
@@ -34,9 +34,19 @@ pub const OPAQUE: &[u8] = b".wh..wh..opq";
 ///
 /// Who writes to the overlay meanwhile leads nowhere else: no path is walked twice, and no link followed.
 pub fn write_layer(upper: &Path, points: &[PathBuf], out: impl Write) -> io::Result<()> {
+    write(upper, points, false, out)
+}
+
+/// Writes a directory as it is: what an overlay keeps there for itself is no more than files.
+fn write_tree(dir: &Path, out: impl Write) -> io::Result<()> {
+    write(dir, &[], true, out)
+}
+
+fn write(upper: &Path, points: &[PathBuf], exact: bool, out: impl Write) -> io::Result<()> {
     let mut layer = Layer {
         tar: Builder::new(out),
         links: HashMap::new(),
+        exact,
     };
     let mut pending: Vec<(Rc<File>, OsString, PathBuf)> = Vec::new();
     let mut next = Some((find(CWD, upper, OFlags::empty())?, PathBuf::new()));
@@ -105,18 +115,20 @@ struct Layer<W: Write> {
     tar: Builder<W>,
     /// Files with several names: where the first is.
     links: HashMap<(u64, u64), PathBuf>,
+    /// What an overlay has of its own is kept, too.
+    exact: bool,
 }
 
 impl<W: Write> Layer<W> {
     fn file(&mut self, file: &File, path: &Path, metadata: &Metadata) -> io::Result<()> {
         let kind = metadata.file_type();
-        if kind.is_char_device() && metadata.rdev() == 0 {
+        if !self.exact && kind.is_char_device() && metadata.rdev() == 0 {
             let name = path.file_name().unwrap_or_default();
             let mut hidden = OsString::from_vec(WHITEOUT.to_vec());
             hidden.push(name);
             return self.empty(&path.with_file_name(hidden));
         }
-        let xattrs = xattrs(file, path)?;
+        let mut xattrs = xattrs(file)?;
         // Sockets have no meaning without who listens, and tar has no type for them.
         if kind.is_socket() {
             return Ok(());
@@ -139,6 +151,11 @@ impl<W: Write> Layer<W> {
             content = Some(File::open(path_of(file))?);
             header.set_size(metadata.len());
         }
+        let is_opaque = !self.exact && kind.is_dir() && xattrs.iter().any(is_opaque);
+        if !self.exact {
+            check(path, &xattrs)?;
+            xattrs.retain(|(key, _)| !is_overlays(key));
+        }
         let is_link = header.entry_type() == EntryType::Link;
         if linked && !is_link {
             self.links.insert(id, path.to_owned());
@@ -152,12 +169,7 @@ impl<W: Write> Layer<W> {
             false => records(metadata, &xattrs),
         };
         self.entry(&mut header, name, link.as_deref(), records, content)?;
-        let opaque = |key: &[u8]| key.ends_with(b".overlay.opaque");
-        if kind.is_dir()
-            && xattrs
-                .iter()
-                .any(|(key, value)| opaque(key) && value == b"y")
-        {
+        if is_opaque {
             self.empty(&path.join(OsString::from_vec(OPAQUE.to_vec())))?;
         }
         Ok(())
@@ -248,17 +260,39 @@ fn records(metadata: &Metadata, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, V
         records.push(("mtime".to_owned(), time.into_bytes()));
     }
     for (key, value) in xattrs {
-        if let Ok(key) = std::str::from_utf8(key)
-            && !key.contains(".overlay.")
-        {
+        if let Ok(key) = std::str::from_utf8(key) {
             records.push((format!("SCHILY.xattr.{key}"), value.clone()));
         }
     }
     records
 }
 
+/// Whether an attribute is an overlay's own.
+fn is_overlays(key: &[u8]) -> bool {
+    key.windows(9).any(|part| part == b".overlay.")
+}
+
+/// Whether it says that a directory hides what lower layers have there.
+fn is_opaque((key, value): &(Vec<u8>, Vec<u8>)) -> bool {
+    key.ends_with(b".overlay.opaque") && value == b"y"
+}
+
+/// A layer cannot refer to another.
+fn check(path: &Path, xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
+    let refers = |(key, _): &(Vec<u8>, _)| {
+        key.ends_with(b".overlay.redirect") || key.ends_with(b".overlay.metacopy")
+    };
+    match xattrs.iter().any(refers) {
+        true => Err(io::Error::other(format!(
+            "{path:?} refers to a file of a lower layer (redirect_dir or metacopy); an overlay to be \
+             committed is mounted without"
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// The extended attributes of a file, a link itself, by name.
-fn xattrs(file: &File, path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(file: &File) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let own = path_of(file);
     // As many bytes as Linux ever gives.
     let mut buffer = vec![0; 1 << 16];
@@ -277,11 +311,6 @@ fn xattrs(file: &File, path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let key = CString::new(name.clone())?;
         let length = rustix::fs::getxattr(&own, &key, &mut buffer[..])?;
         let value = buffer[..length].to_vec();
-        if name.ends_with(b".overlay.redirect") || name.ends_with(b".overlay.metacopy") {
-            return Err(io::Error::other(format!(
-                "{path:?} refers to a file of a lower layer (redirect_dir or metacopy); an overlay to be committed is mounted without"
-            )));
-        }
         found.push((name, value));
     }
     Ok(found)

@@ -240,9 +240,11 @@ impl Bundle {
                 .iter()
                 .map(|share| Shared {
                     source: share.source.clone(),
+                    is_image: false,
                     read_only: share.read_only,
                     rights: share.rights,
                     fill_from: None,
+                    copy_of: None,
                 })
                 .collect(),
             disks: Vec::new(),
@@ -509,9 +511,11 @@ mod tests {
             bundle.machine("/r".into(), Vec::new()).shares,
             expected.map(|(source, read_only)| Shared {
                 source: source.into(),
+                is_image: false,
                 read_only,
                 rights: Rights::default(),
                 fill_from: None,
+                copy_of: None,
             })
         );
     }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use cofferdam_changes::fill;
+use cofferdam_changes::{Kept, fill};
 use oci_spec::runtime::Spec;
 
 use super::process::{self, ProcessError};
@@ -78,10 +78,10 @@ pub fn find_init() -> Result<PathBuf, ProcessError> {
 }
 
 /// Writes an archive to a volume; another container that has it, too, may plant links there meanwhile.
-fn unpack(archive: impl Read, volume: &Path, owners: bool) -> io::Result<()> {
-    let owner = match owners {
-        true => Owner::Archive,
-        false => Owner::Us,
+fn unpack(archive: impl Read, volume: &Path, kept: Kept) -> io::Result<()> {
+    let owner = match kept {
+        Kept::Everything | Kept::Owners => Owner::Archive,
+        Kept::Files => Owner::Us,
     };
     extract_directory(archive, &File::open(volume)?.into(), owner).map(drop)
 }

@@ -114,6 +114,8 @@ struct Life {
     started: bool,
     /// Somebody stopped it, so it does not start again.
     stopped: bool,
+    /// Its process has ended, and what it wrote is brought to its disks.
+    leaving: bool,
     /// It does not run, and will not.
     ended: bool,
     /// Why it did not start.
@@ -329,6 +331,7 @@ impl Shim {
             life.state.oom_killed = end.oom;
             life.state.error = end.error.clone().unwrap_or_default();
             life.state.finished = Some(Now::text());
+            life.leaving = false;
             life.session = None;
             life.stdin = None;
         });
@@ -337,11 +340,13 @@ impl Shim {
 
     /// Gives how it ended, and the session if that may go later.
     fn live_once(&self) -> Result<(End, Option<Arc<Session>>), ShimError> {
+        // Both are held for as long as it lives.
+        let _volumes = create::hold_volumes(&self.container)?;
         let (mut plan, ports) = create::plan(&self.container)?;
-        // Held for as long as it lives.
         let link = Link::connect(&self.container, &mut plan, &ports)?;
         let is_temporary = self.container.record.options.rm;
         let goes_later = is_temporary && plan.is_alone();
+        let keep = !is_temporary || plan.has_volumes();
         let (session, streams) = Session::boot(plan)?;
         if let Some(link) = &link {
             link.join()?;
@@ -401,12 +406,13 @@ impl Shim {
                 scope.spawn(move || self.watch_health(&session, health, &over));
             }
             let end = session.wait();
+            self.change(|life| life.leaving = true);
             drop(running);
             let _: Result<(), _> = all_done.recv_timeout(LAST);
             if goes_later {
                 return Ok((end, Some(session.clone())));
             }
-            session.end(!is_temporary);
+            session.end(keep);
             Ok((end, None))
         })
     }

@@ -220,7 +220,7 @@ impl Shim {
         }
     }
 
-    /// Whether that life ends in so long a time.
+    /// Whether that life ends in so long a time, but for what it wrote.
     fn over_within(&self, session: &Arc<Session>, patience: Duration) -> bool {
         let is_on = |session_now: &Option<Arc<Session>>| {
             session_now
@@ -229,7 +229,7 @@ impl Shim {
         };
         let until = Instant::now() + patience;
         let mut life = self.life();
-        while is_on(&life.session) {
+        while is_on(&life.session) && !life.leaving {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

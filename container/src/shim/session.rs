@@ -24,6 +24,8 @@ use crate::vm::{Machine, VmError};
 const BOOT: Duration = Duration::from_secs(120);
 /// How long it may take to let go of its disks.
 const CLEAN_UP: Duration = Duration::from_secs(20);
+/// The same if they are volumes: what its memory has of them may be much, and the host's disk slow.
+const CLEAN_UP_VOLUMES: Duration = Duration::from_secs(300);
 
 /// Why a container does not run.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +136,11 @@ impl Plan {
     pub fn is_alone(&self) -> bool {
         matches!(self, Self::Vm(machine, _) if machine.is_alone())
     }
+
+    /// Whether something that it writes is to be brought to a disk, also if it is thrown away.
+    pub fn has_volumes(&self) -> bool {
+        matches!(self, Self::Vm(machine, _) if machine.has_volumes())
+    }
 }
 
 impl Session {
@@ -231,6 +238,8 @@ pub struct Vm {
     agent: Arc<Client>,
     id: String,
     _clock: Keeper,
+    /// How long it may take to let go of its disks.
+    patience: Duration,
     /// Dropped behind the monitor, which is in it.
     cgroup: Option<HostCgroup>,
 }
@@ -343,6 +352,10 @@ impl Vm {
             agent,
             id,
             _clock: clock,
+            patience: match machine.has_volumes() {
+                true => CLEAN_UP_VOLUMES,
+                false => CLEAN_UP,
+            },
             cgroup,
         };
         Ok((vm, streams))
@@ -409,7 +422,7 @@ impl Vm {
     fn end(&self, keep: bool) {
         if keep {
             let (agent, id) = (Arc::clone(&self.agent), self.id.clone());
-            bounded(CLEAN_UP, move || {
+            bounded(self.patience, move || {
                 if let Err(error) = agent.delete(process(&id, "")) {
                     log::warn!("the container's file system: {}", crate::describe(&error));
                 }

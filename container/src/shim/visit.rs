@@ -13,6 +13,7 @@ use crate::state::Containers;
 pub(super) fn run(id: &str) -> Result<(), ShimError> {
     let container = Containers::open()?.find(id)?;
     let _lock = container.lock()?;
+    let _volumes = create::hold_volumes(&container)?;
     make_run(&container)?;
     let (mut plan, _) = create::plan(&container)?;
     if let Plan::Vm(machine, guest) = &mut plan {

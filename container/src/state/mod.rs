@@ -70,6 +70,11 @@ impl StateError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::File(error) if error.source.kind() == io::ErrorKind::NotFound)
     }
+
+    /// Whether somebody else has the lock.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::File(error) if error.source.kind() == io::ErrorKind::WouldBlock)
+    }
 }
 
 /// All containers.
@@ -259,11 +264,9 @@ impl Container {
 
     /// Takes the container in hand, or says that somebody has it.
     pub fn lock(&self) -> Result<Lock, StateError> {
-        lock(&self.dir.join(LOCK), false).map_err(|error| match error {
-            StateError::File(error) if error.source.kind() == io::ErrorKind::WouldBlock => {
-                StateError::Busy(self.record.name.clone())
-            }
-            other => other,
+        lock(&self.dir.join(LOCK), false).map_err(|error| match error.is_held() {
+            true => StateError::Busy(self.record.name.clone()),
+            false => error,
         })
     }
 
@@ -296,6 +299,12 @@ impl Container {
         self.dir.join("upper.img")
     }
 
+    /// Whether it has a volume.
+    pub fn has_volume(&self, name: &str) -> bool {
+        let mut shares = self.record.shares.iter();
+        shares.any(|share| share.volume.as_deref() == Some(name))
+    }
+
     /// The directory with its config.json of the OCI runtime specification.
     pub fn bundle(&self) -> PathBuf {
         self.dir.join("bundle")
@@ -312,12 +321,22 @@ impl Container {
 
 /// Takes a lock, which is a file.
 pub(crate) fn lock(path: &Path, wait: bool) -> Result<Lock, StateError> {
+    take_lock(
+        path,
+        match wait {
+            true => FlockOperation::LockExclusive,
+            false => FlockOperation::NonBlockingLockExclusive,
+        },
+    )
+}
+
+/// Takes a lock that others may have like this, too. Nobody waits.
+pub(crate) fn lock_shared(path: &Path) -> Result<Lock, StateError> {
+    take_lock(path, FlockOperation::NonBlockingLockShared)
+}
+
+fn take_lock(path: &Path, how: FlockOperation) -> Result<Lock, StateError> {
     let lock = lock_file(path).map_err(file("cannot open", path))?;
-    let how = if wait {
-        FlockOperation::LockExclusive
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
     // A look at whether it is held holds it for a moment itself.
     for _ in 0..20 {
         match flock(&lock, how) {
