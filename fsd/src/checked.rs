@@ -173,7 +173,8 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         done
     }
 
-    // What names nothing.
+    // What names nothing. Not `flush`, which the guest would ask for at each close: the trait's answer is
+    // that it is not there, and the guest asks no more. What was written is the host's kernel's by then.
     delegate! {
         fn init(capable: FsOptions) -> io::Result<FsOptions>;
         fn destroy();
@@ -194,9 +195,6 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
             ctx: Context, inode: F::Inode, handle: F::Handle, r: R, size: u32, offset: u64,
             lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
         ) -> io::Result<usize>;
-        fn flush(
-            ctx: Context, inode: F::Inode, handle: F::Handle, lock_owner: u64,
-        ) -> io::Result<()>;
         fn fsync(
             ctx: Context, inode: F::Inode, datasync: bool, handle: F::Handle,
         ) -> io::Result<()>;

@@ -112,6 +112,8 @@ fn config(sandbox: Sandbox) -> Config {
         proc_sfd_rawfd: Some(sandbox.proc_self_fd),
         // Files of two file systems may have one number.
         announce_submounts: true,
+        // Else the guest asks for a file's capabilities before each write.
+        killpriv_v2: true,
         guest_fd_limit,
         uid_map: squash.clone(),
         gid_map: squash,
