@@ -60,7 +60,7 @@ fn a_source_tree_is_worked_on() {
         cd ..; tar cf tree.tar tree; rm -r tree; echo read-only >{other}/file"#
     ));
     let args = format!(
-        "--memory 512M --fs tag=data,path={shared} \
+        "--memory 512M --fs tag=data,path={shared},suid \
          --fs tag=both,path={shared},name=rw --fs tag=both,path={other},name=ro,ro"
     );
     let script = r#"
