@@ -46,11 +46,15 @@ pub struct Mounts {
 impl Drop for Mounts {
     fn drop(&mut self) {
         for target in self.targets.iter().rev() {
-            // What is still in use goes when it no longer is.
-            let _ = umount2(target, MntFlags::MNT_DETACH);
+            // What is still in use goes when it no longer is. There may be more than one: the kernel
+            // mounts a directory of a share by itself if it is another file system on the host.
+            while umount2(target, MntFlags::MNT_DETACH).is_ok() {}
             let _ = fs::remove_dir(target).or_else(|_| fs::remove_file(target));
         }
-        let _ = fs::remove_dir_all(&self.directory);
+        // Never what is in directories: they are the host's if one of them is mounted still.
+        let _ = fs::remove_dir(self.rootfs());
+        let _ = fs::remove_dir(self.writable());
+        let _ = fs::remove_dir(&self.directory);
     }
 }
 
@@ -320,10 +324,17 @@ fn resolve(share: &Share) -> Result<File> {
     } else {
         path
     };
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let found = openat2(&directory, path, how);
+    let find = |flags: OFlag| {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&directory, path, how)
+    };
+    // Who asks for a directory gets the file system that the host has there, not what that covers.
+    let found = match find(OFlag::O_DIRECTORY) {
+        Err(Errno::ENOTDIR) => find(OFlag::empty()),
+        found => found,
+    };
     found
         .map(File::from)
         .context(|| format!("find {} in share {}", share.path, share.tag))

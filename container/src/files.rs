@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use crate::mountinfo;
+
 /// Rights that are others'.
 const OTHERS: u32 = 0o077;
 
@@ -65,6 +67,21 @@ fn close(file: &File) -> io::Result<()> {
         true => file.set_permissions(Permissions::from_mode(about.mode() & 0o7777 & !OTHERS)),
         false => Ok(()),
     }
+}
+
+/// Removes a directory of ours with all that is in it. If somebody mounted something in it, it stays: those
+/// files are not ours.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), FileError> {
+    let remove = || {
+        let place = path.canonicalize()?;
+        let mounts = mountinfo::all()?;
+        if let Some(mount) = mounts.iter().find(|mount| mount.place.starts_with(&place)) {
+            let why = format!("unmount {} first", mount.place.display());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        }
+        fs::remove_dir_all(path)
+    };
+    remove().map_err(file("cannot remove", path))
 }
 
 /// A file that takes the place of another when it is whole. If it never is, it goes.

@@ -12,6 +12,7 @@ pub mod json;
 pub mod limits;
 pub mod log_file;
 pub mod mirror;
+mod mountinfo;
 pub mod network;
 pub mod networks;
 pub mod options;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, DiskError, Purpose};
-use crate::files::{FileError, file, private_directory};
+use crate::files::{FileError, file, private_directory, remove_tree};
 use crate::options::{Bytes, pairs};
 use crate::state::{self, Lock, Now, StateError, named};
 
@@ -239,7 +239,7 @@ impl Volumes {
         match options.kind {
             Type::Shared => {
                 let path = dir.join(DIRECTORY);
-                let _ = fs::remove_dir_all(&path);
+                let _ = remove_tree(&path);
                 fs::create_dir_all(&path).map_err(file("cannot make", &path))?;
                 Ok(path)
             }
@@ -300,8 +300,8 @@ impl Volumes {
             Err(_) => &new.mountpoint,
         };
         let _ = match old.is_dir() {
-            true => fs::remove_dir_all(old),
-            false => fs::remove_file(old),
+            true => remove_tree(old),
+            false => fs::remove_file(old).map_err(file("cannot remove", old)),
         };
         copied.map(|()| new)
     }
@@ -316,7 +316,7 @@ impl Volumes {
             });
         }
         let dir = self.dir.join(&volume.name);
-        Ok(fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))?)
+        Ok(remove_tree(&dir)?)
     }
 }
 

@@ -213,7 +213,12 @@ fn a_process_is_measured() {
             "sleep 1111 & exec sleep 2222",
         );
         wait_until("both", || {
-            engine.text("top one").matches("sleep ").count() == 2
+            // Asleep, too: they may be found in the middle of becoming it.
+            engine
+                .text("top one")
+                .matches("S   00:00:00   sleep ")
+                .count()
+                == 2
         });
         let top = engine.text("top one");
         assert!(

@@ -165,7 +165,7 @@ impl Runtime {
         format!("{:#}\n{seen}", self.state(id))
     }
 
-    /// If something of a container's is left on the host, this says what.
+    /// If something of a container's is left on the host, or a bundle's files are not, this says what.
     #[track_caller]
     pub fn nothing_is_left(&self) {
         wait_until("the processes' end", || self.processes().is_empty());
@@ -173,6 +173,13 @@ impl Runtime {
             let left = fs::read_dir(self.path(dir));
             let left: Vec<_> = left.into_iter().flatten().flatten().collect();
             assert!(left.is_empty(), "{left:?}");
+        }
+        let bundles = fs::read_dir(self.path("")).unwrap().flatten();
+        for root in bundles.map(|bundle| bundle.path().join("rootfs")) {
+            assert!(
+                !root.exists() || root.join("bin/sh").is_symlink(),
+                "{root:?}"
+            );
         }
     }
 }
@@ -331,6 +338,10 @@ fn programs_get_rights_where_nobody_else_is() {
         let trusted = runtime.path(&format!("trusted-{mode}"));
         host(&format!("mkdir {trusted}"));
         let bundle = runtime.bundle(&name, script, |config| {
+            for set in ["bounding", "effective", "permitted"] {
+                let set = &mut config["process"]["capabilities"][set];
+                set.as_array_mut().unwrap().push("CAP_MKNOD".into());
+            }
             config["mounts"].as_array_mut().unwrap().extend([
                 json!({"destination": "/volume", "source": volume, "options": ["rbind"]}),
                 json!({"destination": "/trusted", "source": trusted,

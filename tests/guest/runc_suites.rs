@@ -451,7 +451,7 @@ fn descriptors_are_passed_on() {
     fs::write(&file, "from a file\n").unwrap();
     let create = call(&format!("create --preserve-fds 3 --bundle {bundle} one"));
     host(&format!(
-        "echo from a pipe | {create} 3<{file} 4>{output} 5<&0 </dev/null >{all} 2>&1"
+        "echo from a pipe | {create} 3<{file} 4>{output} 5<&0 </dev/null >{all} 2>&1 || {{ cat {all} >&2; exit 1; }}"
     ));
     runtime.text("start one");
     wait_until("its descriptors", || {

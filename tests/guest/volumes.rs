@@ -134,6 +134,16 @@ fn a_shared_volume_is_for_several_containers() {
         engine.path("data/volumes")
     ));
     engine.text(&format!("{run} -v new:/v busybox test -e /v/x"));
+    // What somebody mounted in one is not ours to remove.
+    engine.text("volume create --opt type=shared other");
+    let mount = engine.path("data/volumes/other/_data");
+    let theirs = engine.path("theirs");
+    host(&format!(
+        "mkdir {theirs}; touch {theirs}/file; mount --bind {theirs} {mount}"
+    ));
+    refused(&engine.run("volume rm other"), &["unmount", "other/_data"]);
+    host(&format!("ls {theirs}/file; umount {mount}"));
+    engine.text("volume rm other");
 }
 
 /// If it fails, nobody runs containers in a container in a VM: their overlays lie on a volume.

@@ -120,11 +120,19 @@ fn search(name: &str, path: &str) -> Result<String> {
     Err(found.unwrap_or_else(|| Error::NoProgram(name.to_owned())))
 }
 
+/// Whether nothing is at a path, rather than something that cannot be looked at.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 /// Whether it is there; an error if it is and cannot be executed.
 fn check(path: &Path) -> io::Result<bool> {
     let about = match path.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-        Err(_) => return Ok(false),
+        Err(error) if is_absent(&error) => return Ok(false),
+        Err(error) => return Err(error),
         Ok(about) => about,
     };
     if about.is_dir() || about.permissions().mode() & 0o111 == 0 {

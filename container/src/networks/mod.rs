@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{FileError, file, private_directory};
+use crate::files::{FileError, file, private_directory, remove_tree};
 use crate::options::{as_text, pairs};
 use crate::state::{self, Lock, Now, StateError, named, new_id};
 
@@ -247,7 +247,7 @@ impl Networks {
             return Err(NetworksError::InUse(network.name, container.to_owned()));
         }
         let dir = self.dir.join(&network.name);
-        Ok(fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))?)
+        Ok(remove_tree(&dir)?)
     }
 
     /// The addresses that containers have: whose they are, by their IDs.

@@ -16,7 +16,6 @@ mod exec;
 mod hooks;
 mod limits;
 mod look;
-mod mountinfo;
 mod mounts;
 mod place;
 mod report;

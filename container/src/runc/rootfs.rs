@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 
-use super::mountinfo;
+use crate::mountinfo;
 use crate::options::Rights;
 use crate::root::RootDir;
 use crate::vm::{Image, ImageKind};

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::systemd::Scope;
-use crate::files::{FileError, file, lock_file};
+use crate::files::{FileError, file, lock_file, remove_tree};
 use crate::mirror::Mirror;
 use crate::state::{self, StateError};
 
@@ -151,7 +151,7 @@ impl Store {
         let run = self.run_of(id);
         let make = || -> io::Result<Alive> {
             // Of one that was killed, in another life of --root.
-            let _ = fs::remove_dir_all(&run);
+            let _ = remove_tree(&run);
             DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
             let lock = lock_file(&dir.join(ALIVE))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -160,7 +160,7 @@ impl Store {
         match make() {
             Ok(alive) => Ok((dir, run, alive)),
             Err(error) => {
-                let _ = fs::remove_dir_all(&dir);
+                let _ = remove_tree(&dir);
                 Err(file("cannot prepare", &dir)(error).into())
             }
         }
@@ -208,8 +208,8 @@ impl Store {
         check_id(id)?;
         let dir = self.root.join(id);
         if dir.exists() && !is_held(&dir) {
-            let _ = fs::remove_dir_all(self.run_of(id));
-            fs::remove_dir_all(&dir).map_err(file("cannot remove", &dir))?;
+            let _ = remove_tree(&self.run_of(id));
+            remove_tree(&dir)?;
         }
         Ok(())
     }
@@ -264,8 +264,8 @@ impl Container {
 
     /// Removes it; nobody holds it.
     pub(super) fn remove(&self) -> Result<(), StoreError> {
-        let _ = fs::remove_dir_all(&self.record.run);
-        Ok(fs::remove_dir_all(&self.dir).map_err(file("cannot remove", &self.dir))?)
+        let _ = remove_tree(&self.record.run);
+        Ok(remove_tree(&self.dir)?)
     }
 
     /// `state`, as the specification has it, and what runc adds.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::mountinfo::{self, Mount};
+use crate::mountinfo::{self, Mount};
 
 /// More of them are part of the directory's mount, as are those of the kernel's own.
 const MAX: usize = 16;

@@ -22,7 +22,7 @@ pub use events::{Event, Events};
 pub use names::{is_name, new_id, new_name};
 pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
 
-use crate::files::{FileError, New, file, lock_file, private_directory};
+use crate::files::{FileError, New, file, lock_file, private_directory, remove_tree};
 use crate::paths;
 
 /// Why a container cannot be had.
@@ -194,7 +194,7 @@ impl Containers {
             .and_then(|()| Ok(save(&new.join(RECORD), &container.record)?))
             .and_then(|()| Ok(container.set_state(&State::default())?));
         if let Err(error) = filled {
-            let _ = fs::remove_dir_all(&new);
+            let _ = remove_tree(&new);
             return Err(error);
         }
         fs::rename(&new, &dir)
@@ -209,7 +209,7 @@ impl Containers {
         for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(".new-") || name.starts_with(".old-") {
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = remove_tree(&entry.path());
             }
         }
     }
@@ -314,8 +314,8 @@ impl Container {
     pub fn remove(&self, _lock: &Lock) -> Result<(), StateError> {
         let old = self.dir.with_file_name(format!(".old-{}", self.record.id));
         fs::rename(&self.dir, &old).map_err(file("cannot rename", &self.dir))?;
-        let _ = fs::remove_dir_all(&self.run);
-        Ok(fs::remove_dir_all(&old).map_err(file("cannot remove", &old))?)
+        let _ = remove_tree(&self.run);
+        Ok(remove_tree(&old)?)
     }
 }
 

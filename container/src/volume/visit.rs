@@ -9,7 +9,7 @@ use cofferdam_agent_protocol::api;
 use oci_spec::image::ImageConfiguration;
 
 use super::{Type, Volume};
-use crate::files::{FileError, file};
+use crate::files::{FileError, file, remove_tree};
 use crate::options::{Options, Rights};
 use crate::shim::{Guest, Plan, Session, SessionError};
 use crate::spec::{self, SpecError};
@@ -80,7 +80,7 @@ fn visit(shares: Vec<Shared>) -> Result<(), VisitError> {
     let made = dir.recursive(true).mode(0o700).create(&run);
     made.map_err(file("cannot make the directory", &run))?;
     let done = boot(id, shares, run.clone());
-    let _ = fs::remove_dir_all(&run);
+    let _ = remove_tree(&run);
     done
 }
 

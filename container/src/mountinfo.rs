@@ -1,4 +1,4 @@
-//! What is mounted on this host: `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
+//! What this thread sees mounted on this host: `/proc/thread-self/mountinfo`, see proc_pid_mountinfo(5).
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// What of the file system it shows; `/` is all of it.
     pub root: PathBuf,
     /// Where.
@@ -22,11 +22,11 @@ pub(super) struct Mount {
 }
 
 /// All of them, in the order in which they were made.
-pub(super) fn all() -> io::Result<Vec<Mount>> {
-    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+pub(crate) fn all() -> io::Result<Vec<Mount>> {
+    Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
 }
 
-pub(super) fn parse(text: &[u8]) -> Vec<Mount> {
+pub(crate) fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n')
         .filter_map(mount)
         .collect()
