@@ -1,7 +1,8 @@
 //! Descriptors that whoever started us left open.
 
 use std::fs;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
@@ -24,6 +25,13 @@ pub fn close_on_exec() {
     if done != 0 {
         one_by_one();
     }
+}
+
+/// Has one of them stay open when a child executes its program: the child is to have it.
+pub fn pass_on(number: RawFd) -> io::Result<()> {
+    // SAFETY: the borrow ends with the statement. One that is closed is an error of the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(fcntl_setfd(fd, FdFlags::empty())?)
 }
 
 /// As a kernel before Linux 5.11 has it.
@@ -65,6 +73,8 @@ mod tests {
                 assert!(fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC));
             }
             assert_eq!(fcntl_getfd(rustix::stdio::stderr()).unwrap(), stderr);
+            pass_on(reader.as_raw_fd()).unwrap();
+            assert!(!fcntl_getfd(&reader).unwrap().contains(FdFlags::CLOEXEC));
         }
     }
 }

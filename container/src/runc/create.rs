@@ -370,7 +370,7 @@ impl Shim {
             command.args(["runc", kind]).args(options);
             command.arg("--control").arg(theirs.as_raw_fd().to_string());
             for number in descriptors {
-                // Open as we got it, so it is there after exec.
+                cofferdam::descriptors::pass_on(*number)?;
                 command.arg("--preserve-fd").arg(number.to_string());
             }
             // This process has one thread, so nobody else's child gets them.
@@ -381,9 +381,8 @@ impl Shim {
             }
             command.stdin(Stdio::inherit());
             let child = command.spawn()?;
-            if let Some(Alive(lock)) = alive {
-                fcntl_setfd(lock, FdFlags::CLOEXEC)?;
-            }
+            // Hooks get none of them.
+            cofferdam::descriptors::close_on_exec();
             Ok(Self { child, control })
         };
         start().map_err(CreateError::Start)

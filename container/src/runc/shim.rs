@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -130,11 +130,12 @@ pub(super) struct ExecArgs {
 
 /// A descriptor that the command line names.
 pub(super) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: our own program started us with this descriptor for this purpose, and each number is
-    // taken once. One that is not open is refused by the call below, and closed to no effect.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-    Ok(fd)
+    // SAFETY: the borrow ends with the statement. One that is closed is an error of the call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, our own program started us with it for this purpose, and each number is taken
+    // once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Stands for a container until its end.
