@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{PROGRAM, TempDir, guest_file, host, wait_until};
+use crate::harness::{TempDir, guest_file, host, program, wait_until};
 
 /// Container mode with directories of its own. All that it started goes with it.
 pub struct Engine {
@@ -36,7 +36,7 @@ impl Engine {
 
     /// `cofferdam` with arguments.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command
             .args(args)
             .env("COFFERDAM_DATA", self.dir.join("data"))
@@ -341,6 +341,7 @@ fn shared_programs_and_devices_get_no_rights() {
         let mode = host(&format!("stat -c %a {}{dir}", engine.path("data")));
         assert_eq!(mode, "700\n", "{dir}");
     }
+    engine.text("volume create --opt type=shared named");
     let line = format!(
         "run --rm --network none -v {shared}:/shared -v named:/volume -v {trusted}:/trusted:suid,dev \
          busybox"
@@ -371,8 +372,9 @@ fn shared_programs_and_devices_get_no_rights() {
 fn a_container_has_a_terminal() {
     let engine = Engine::new("terminal");
     let run = format!(
-        "stty rows 33 cols 99; {PROGRAM} run -it --rm --network none busybox sh -c \
-         'tty; stty size; read line; echo got:$line; exit 9'"
+        "stty rows 33 cols 99; {} run -it --rm --network none busybox sh -c \
+         'tty; stty size; read line; echo got:$line; exit 9'",
+        program()
     );
     let mut script = engine.command::<&str>(&[]);
     let env: Vec<_> = script

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::process::Command;
 
-use crate::harness::{PROGRAM, TempDir, Vm, guest_file, host, patience, script_args};
+use crate::harness::{TempDir, Vm, guest_file, host, patience, program, script_args};
 
 /// If it fails, a guest cannot trust its disk or its network: what fio wrote is not what it reads
 /// back, pings are not answered, or a file served over TCP is not the one that arrives.
@@ -79,7 +79,7 @@ fn twenty_reboots_leave_nothing_behind() {
     );
     let mut command = Command::new("sh");
     command
-        .args(["-c", supervisor, "sh", PROGRAM, "boot"])
+        .args(["-c", supervisor, "sh", program(), "boot"])
         .args(script_args(&dir, &args, "bash", &script));
     let end = Vm::spawn(command).end_within(patience() * 3).expect(0);
     let count = |text| end.console.matches(text).count();

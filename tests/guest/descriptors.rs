@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::container::Engine;
-use crate::harness::{PROGRAM, TempDir, Vm, host, script_args};
+use crate::harness::{TempDir, Vm, host, program, script_args};
 use crate::runc::Runtime;
 
 /// O_CLOEXEC, as /proc has a descriptor's flags.
@@ -81,7 +81,16 @@ fn children_of_the_monitor_get_none() {
     );
     let mut command = Command::new("unshare");
     command.args([
-        "--net", "sh", "-ec", WORLD, "sh", "python3", "-c", WITH_TAP, PROGRAM, "boot",
+        "--net",
+        "sh",
+        "-ec",
+        WORLD,
+        "sh",
+        "python3",
+        "-c",
+        WITH_TAP,
+        program(),
+        "boot",
     ]);
     command.args(script_args(&dir, &options, "sh", "echo ready; read line"));
     let path = std::env::var("PATH").unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{PROGRAM, TempDir, Vm, guest_file, host, patience, script_args, wait_until};
+use crate::harness::{TempDir, Vm, guest_file, host, patience, program, script_args, wait_until};
 
 /// A file system of the host's own with all that files can have: a memory file system has no user
 /// attributes.
@@ -341,7 +341,7 @@ fn a_user_shares_a_directory() {
             "--clear-groups",
             "--",
         ])
-        .args([PROGRAM, "boot"])
+        .args([program(), "boot"])
         .args(script_args(&dir, &options, "sh", script));
     let mut vm = Vm::spawn(command);
     vm.wait_for("owner 0:0");

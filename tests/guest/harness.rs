@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -17,7 +19,32 @@ pub fn patience() -> Duration {
 }
 
 /// The program under test.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cofferdam");
+pub fn program() -> &'static str {
+    static PATH: LazyLock<PathBuf> =
+        LazyLock::new(|| without_blanks(Path::new(env!("CARGO_BIN_EXE_cofferdam"))));
+    PATH.to_str().unwrap()
+}
+
+/// A path to a file that has no blanks, whatever the checkout's has: tests put it into lines that are
+/// split at them.
+fn without_blanks(file: &Path) -> PathBuf {
+    let (directory, name) = (file.parent().unwrap(), file.file_name().unwrap());
+    if !directory.to_str().unwrap().contains(char::is_whitespace) {
+        return file.to_owned();
+    }
+    static LINKS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut links = LINKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = links.iter().position(|known| known == directory);
+    let number = number.unwrap_or_else(|| {
+        links.push(directory.to_owned());
+        links.len() - 1
+    });
+    let link = env::temp_dir().join(format!("cofferdam-link-{}-{number}", std::process::id()));
+    if !link.is_symlink() {
+        symlink(directory, &link).unwrap();
+    }
+    link.join(name)
+}
 
 /// A file that `make guest` built: the kernel, an image, an initrd.
 pub fn guest_file(name: &str) -> PathBuf {
@@ -34,7 +61,7 @@ pub fn guest_file(name: &str) -> PathBuf {
         "{} is not there; run `make test`",
         path.display()
     );
-    path
+    without_blanks(&path)
 }
 
 /// A directory of the test's own, gone at its end.
@@ -159,7 +186,7 @@ impl Stream {
 impl Vm {
     /// Starts `cofferdam boot` with `args`.
     pub fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("boot").args(args);
         Self::spawn(command)
     }
@@ -193,7 +220,7 @@ impl Vm {
 
     /// Starts the default guest with `args`, split at spaces, and runs `script` in its shell.
     pub fn script(dir: &TempDir, args: &str, script: &str) -> Self {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command
             .arg("boot")
             .args(script_args(dir, args, "sh", script));
@@ -203,7 +230,7 @@ impl Vm {
     /// As [`Vm::script`], on Debian.
     pub fn debian(dir: &TempDir, args: &str, script: &str) -> Self {
         let rootfs = format!("--rootfs {},ro {args}", guest_file("debian.ext4").display());
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command
             .arg("boot")
             .args(script_args(dir, &rootfs, "bash", script));

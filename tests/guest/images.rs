@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::{PROGRAM, TempDir, Vm, guest_file, host, script_disk};
+use crate::harness::{TempDir, Vm, guest_file, host, program, script_disk};
 
 /// Two layers, and a `docker save` archive of them; prints their digests.
 const LAYERS: &str = r#"
@@ -48,7 +48,7 @@ fn a_guest_sees_the_files_of_an_image() {
     let [below, above, big] = made.split_whitespace().collect::<Vec<_>>()[..] else {
         panic!("{made}");
     };
-    let program = Path::new(PROGRAM).with_file_name("cofferdam-container");
+    let program = Path::new(program()).with_file_name("cofferdam-container");
     let program = program.display();
     host(&format!(
         "COFFERDAM_DATA={path}/data {program} load -i {path}/image.tar"

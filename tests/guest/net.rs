@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{PROGRAM, TempDir, Vm, host, script_args, wait_until};
+use crate::harness::{TempDir, Vm, host, program, script_args, wait_until};
 
 /// A property of a network interface of the host.
 fn interface(name: &str, what: &str) -> String {
@@ -108,7 +108,7 @@ fn on_taps_that_are_there() {
         ip address add 10.77.2.2/24 dev eth0
         ip link set eth1 up; ip address add 10.77.3.2/24 dev eth1
         echo ready; read line";
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     let nets = format!("--net tap=cofnamed --net fd={FD}");
     command
         .arg("boot")

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{PROGRAM, TempDir, Vm, host, script_args, wait_until};
+use crate::harness::{TempDir, Vm, host, program, script_args, wait_until};
 
 /// What the host offers, on its loopback interface: a file by TCP, an echo by UDP, and a name
 /// server that knows one address for all names.
@@ -75,7 +75,7 @@ fn vm(dir: &TempDir, net: &str, script: &str) -> Vm {
     fs::write(dir.join("servers.py"), SERVERS).unwrap();
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "sh", "-ec", WORLD, "sh"]);
-    command.arg(dir.join("")).args([PROGRAM, "boot"]);
+    command.arg(dir.join("")).args([program(), "boot"]);
     let rootfs = dir.join("guest/debian.ext4");
     let args = format!("--rootfs {},ro {net}", rootfs.display());
     command.args(script_args(
@@ -175,7 +175,7 @@ fn what_keeps_passt_from_starting_is_told() {
             "sh",
         ]);
         command.args(path.map(|path| format!("PATH={path}")));
-        command.args([PROGRAM, "boot"]);
+        command.args([program(), "boot"]);
         command.args(script_args(&dir, net, "sh", "true"));
         let end = Vm::spawn(command).end().expect(3);
         for word in words {

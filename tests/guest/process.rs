@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::container::{Engine, code, said};
-use crate::harness::{PROGRAM, host, wait_until};
+use crate::harness::{host, program, wait_until};
 
 /// Both, where they are there.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -100,7 +100,7 @@ fn users_of_a_process_are_the_images() {
             code(&end) != 0 && errors(&end).contains("no user nobody-here"),
             "{end:?}"
         );
-        let line = format!("{PROGRAM} exec -it one sh -c 'tty; exit 3'");
+        let line = format!("{} exec -it one sh -c 'tty; exit 3'", program());
         let mut typed = Command::new("script");
         typed.args(["-qec", &line, "/dev/null"]);
         let own = engine.command::<&str>(&[]);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{PROGRAM, TempDir, guest_file};
+use crate::harness::{TempDir, guest_file, program};
 
 /// Becomes a user with a home, a runtime directory, numbers for others, and a network that has one
 /// interface with an address and nothing behind it. Arguments: a directory, that of the programs, that of
@@ -42,7 +42,7 @@ fn user(name: &str, script: &str) {
     // What it leaves mounted goes with the namespace.
     command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc"]);
     command.args(["sh", "-ec", WORLD, "sh"]).arg(dir.join(""));
-    command.arg(Path::new(PROGRAM).parent().unwrap());
+    command.arg(Path::new(program()).parent().unwrap());
     command.arg(guest_file("vmlinux").parent().unwrap());
     let output = command.args(["sh", "-exc", script]).output().unwrap();
     assert!(

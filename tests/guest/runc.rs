@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{PROGRAM, TempDir, guest_file, host, patience, wait_until};
+use crate::harness::{TempDir, guest_file, host, patience, program, wait_until};
 
 /// A change of a configuration.
 type Change = fn(&mut Value);
@@ -32,7 +32,7 @@ impl Runtime {
         let dir = TempDir::within("/run".as_ref(), name);
         let link = dir.join("bin/cofferdam-runc");
         fs::create_dir(dir.join("bin")).unwrap();
-        symlink(PROGRAM, &link).unwrap();
+        symlink(program(), &link).unwrap();
         // Engines do not pass on what is in our environment.
         let program = dir.join("cofferdam-runc");
         let (run, link) = (dir.join("run"), link.display());

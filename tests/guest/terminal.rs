@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::harness::{PROGRAM, Vm};
+use crate::harness::{Vm, program};
 
 /// The end of a pseudo-terminal at which the user sits.
 pub struct Terminal(OwnedFd);
@@ -49,7 +49,7 @@ impl Terminal {
 
     /// Starts `cofferdam boot` as the job in the terminal's foreground.
     pub fn start(&self, args: &[&str]) -> Vm {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("boot").args(args);
         self.run(command)
     }
