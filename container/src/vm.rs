@@ -237,7 +237,7 @@ impl Machine {
     fn add_shares(&self, config: &mut VmConfig) {
         for (number, shared) in self.shares.iter().enumerate() {
             if !shared.is_image {
-                let (path, name) = (&shared.source, number.to_string());
+                let (path, name) = (&shared.source, share_name(number, &shared.source));
                 let shared = share(path, &name, shared.read_only, shared.rights);
                 config.fs.push(shared);
             } else if self.first_of(shared) == number {
@@ -391,7 +391,8 @@ impl Machine {
                 block.options = VOLUME_OPTIONS.into();
                 storage.set_block(block);
             } else {
-                storage.set_share(agent_share(&number.to_string(), shared.rights));
+                let name = share_name(number, &shared.source);
+                storage.set_share(agent_share(&name, shared.rights));
             }
             storage
         };
@@ -426,6 +427,15 @@ impl Machine {
 /// Where in the guest the share of that number is mounted.
 pub fn storage_path(number: usize) -> PathBuf {
     Path::new(STORAGE).join(number.to_string())
+}
+
+/// What the share of that number is called: by the source's own name, as who looks at a bind in
+/// /proc/self/mountinfo expects it, in a directory of its own, since others may be called so, too.
+fn share_name(number: usize, source: &Path) -> String {
+    let name = source.file_name().and_then(|name| name.to_str());
+    // The file-system process takes no others.
+    let name = name.filter(|name| !name.contains([',', '\0']));
+    name.map_or_else(|| number.to_string(), |name| format!("{number}/{name}"))
 }
 
 /// What the guest calls its disk of that number, from 0.
@@ -486,6 +496,9 @@ fn vm_memory(container: u64, images: u64) -> MemorySize {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn machine(root: Root) -> Machine {
@@ -585,7 +598,11 @@ mod tests {
         assert_eq!((storages[0].readonly, storages[1].readonly), (true, false));
         let fill_from = [0, 1].map(|number| storages[number].fill_from.as_str());
         assert_eq!(fill_from, ["", "/var/data"]);
-        assert_eq!(storages[1].share().path, "1");
+        assert_eq!(storages[1].share().path, "1/data");
+        for (source, name) in [("/", "3"), ("/a/b,c", "3"), ("/a/b c", "3/b c")] {
+            assert_eq!(share_name(3, Path::new(source)), name);
+        }
+        assert_eq!(share_name(3, Path::new(OsStr::from_bytes(b"/\xff"))), "3");
         assert_eq!(machine.rootfs().share().path, ROOT);
         let mut config = VmConfig::default();
         machine.add_root(&mut config);

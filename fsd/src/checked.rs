@@ -23,9 +23,13 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::soft_idmap::Id;
 
+use crate::holders::Holders;
+
 /// Refuses names that are paths, takes set-ID bits out of modes, and passes all else on.
 pub struct Checked<F> {
     pub fs: Arc<F>,
+    /// Directories of the root that hold one share each.
+    pub holders: Holders,
     /// Set-ID bits are kept.
     pub set_id: bool,
 }
@@ -44,6 +48,7 @@ impl<F> Clone for Checked<F> {
     fn clone(&self) -> Self {
         Self {
             fs: self.fs.clone(),
+            holders: self.holders.clone(),
             set_id: self.set_id,
         }
     }
@@ -98,8 +103,14 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
     type Handle = F::Handle;
     type DirIter = F::DirIter;
 
+    fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        check(name)?;
+        let mut found = self.fs.lookup(ctx, parent, name)?;
+        self.holders.see(parent, name, &mut found);
+        Ok(found)
+    }
+
     delegate! {
-        fn lookup(ctx: Context, parent: F::Inode, name: &CStr) -> io::Result<Entry>, where name;
         fn symlink(
             ctx: Context, target: &CStr, parent: F::Inode, name: &CStr, extensions: Extensions,
         ) -> io::Result<Entry>, where name;

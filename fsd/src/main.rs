@@ -9,6 +9,7 @@
 mod backend;
 mod checked;
 mod filter;
+mod holders;
 mod logger;
 mod monitor;
 mod sandbox;
@@ -93,7 +94,14 @@ fn run(args: &Args) -> Result<(), FsdError> {
 fn serve(socket: &UnixStream, args: &Args) -> Result<(), FsdError> {
     let sandbox = sandbox::enter(&args.shares, args.rights)?;
     let read_only = args.shares.iter().all(|share| share.ro);
-    Ok(server::serve(socket, sandbox, read_only, args.rights)?)
+    let holders = holders::Holders::of(&args.shares);
+    Ok(server::serve(
+        socket,
+        sandbox,
+        holders,
+        read_only,
+        args.rights,
+    )?)
 }
 
 /// Standard input, if it is a socket; what is left in its place is empty. Whatever else the monitor

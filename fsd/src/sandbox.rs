@@ -259,25 +259,47 @@ fn is_dir(tree: &OwnedFd) -> io::Result<bool> {
 
 /// A read-only directory of the directories, and of single files.
 fn root_of(shares: &[Share], trees: &[OwnedFd]) -> io::Result<OwnedFd> {
+    let root = empty()?;
+    attach(root.as_fd(), CWD, Path::new(MOUNT_POINT))?;
+    for (share, tree) in shares.iter().zip(trees) {
+        let (holder, name) = share.place().ok_or(Errno::INVAL)?;
+        let Some(holder) = holder else {
+            put(tree, root.as_fd(), name)?;
+            continue;
+        };
+        rustix::fs::mkdirat(&root, holder, Mode::from_raw_mode(0o755))?;
+        let inner = empty()?;
+        attach(inner.as_fd(), root.as_fd(), Path::new(holder))?;
+        put(tree, inner.as_fd(), name)?;
+        set_attributes(inner.as_fd(), libc::MOUNT_ATTR_RDONLY, 0)?;
+    }
+    set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0)?;
+    Ok(root)
+}
+
+/// A file system with nothing in it, mounted nowhere yet.
+fn empty() -> io::Result<OwnedFd> {
     let kind = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(kind.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(kind.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    attach(root.as_fd(), CWD, Path::new(MOUNT_POINT))?;
-    for (share, tree) in shares.iter().zip(trees) {
-        let name = share.name.as_deref().ok_or(Errno::INVAL)?;
-        if is_dir(tree)? {
-            rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o755))?;
-        } else {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(&root, name, flags, Mode::from_raw_mode(0o644))?;
-        }
-        attach(tree.as_fd(), root.as_fd(), Path::new(name))?;
+    Ok(fsmount(
+        kind.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
+}
+
+/// Mounts a directory or file in another directory.
+fn put(tree: &OwnedFd, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    if is_dir(tree)? {
+        rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
+    } else {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
     }
-    set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0)?;
-    Ok(root)
+    attach(tree.as_fd(), directory, Path::new(name))
 }
 
 fn attach(tree: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> io::Result<()> {

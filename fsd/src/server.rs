@@ -17,6 +17,7 @@ use vm_memory_017::{GuestMemoryAtomic, GuestMemoryMmap};
 use crate::backend::{Backend, Named};
 use crate::checked::Checked;
 use crate::filter::{self, FilterError};
+use crate::holders::Holders;
 use crate::monitor;
 use crate::sandbox::Sandbox;
 use crate::share::Rights;
@@ -51,6 +52,7 @@ pub enum ServerError {
 pub fn serve(
     socket: &UnixStream,
     sandbox: Sandbox,
+    holders: Holders,
     read_only: bool,
     rights: Rights,
 ) -> Result<(), ServerError> {
@@ -66,12 +68,12 @@ pub fn serve(
         let fs = PassthroughFsRo::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(checked(fs, rights), unnamed, descriptors, listener)
+        run(checked(fs, holders, rights), unnamed, descriptors, listener)
     } else {
         let fs = PassthroughFs::new(config).map_err(ServerError::FileSystem)?;
         hand_over()?;
         drop(connection);
-        run(checked(fs, rights), unnamed, descriptors, listener)
+        run(checked(fs, holders, rights), unnamed, descriptors, listener)
     }
 }
 
@@ -121,9 +123,10 @@ fn config(sandbox: Sandbox) -> Config {
     }
 }
 
-fn checked<F>(fs: F, rights: Rights) -> Checked<F> {
+fn checked<F>(fs: F, holders: Holders, rights: Rights) -> Checked<F> {
     Checked {
         fs: Arc::new(fs),
+        holders,
         set_id: rights.suid,
     }
 }

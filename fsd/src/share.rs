@@ -32,6 +32,17 @@ pub struct Rights {
 #[error("expected [name=NAME,][ro,]path=DIR")]
 pub struct ShareError;
 
+impl Share {
+    /// The directory of the root that it is in, if it is in one, and its name there.
+    pub fn place(&self) -> Option<(Option<&str>, &str)> {
+        let name = self.name.as_deref()?;
+        Some(match name.split_once('/') {
+            Some((holder, name)) => (Some(holder), name),
+            None => (None, name),
+        })
+    }
+}
+
 impl FromStr for Share {
     type Err = ShareError;
 

@@ -145,6 +145,8 @@ impl Guest {
         };
         let mut init = [0u32; 16];
         (init[0], init[1], init[2]) = (7, 38, 1 << 16);
+        // FUSE_SUBMOUNTS: as Linux, it wants to know where another file system begins.
+        init[3] = 1 << 27;
         guest.call(op::INIT, ROOT, &words(&init)).unwrap();
         guest
     }
@@ -230,6 +232,12 @@ impl Guest {
             text.as_bytes().to_vec(),
         ];
         self.call(op::WRITE, node, &body.concat()).map(drop)
+    }
+
+    /// Looks a name up; returns its node, and whether the guest mounts there what is a file system of its own.
+    fn look_for_mounts(&mut self, parent: u64, name: &str) -> (u64, bool) {
+        let entry = self.call(op::LOOKUP, parent, &zero_ended(&[name])).unwrap();
+        (long(&entry, 0), word(&entry, 40 + 84) & 1 == 1)
     }
 
     /// Makes a file without a name; returns its node.
@@ -621,6 +629,34 @@ fn several_directories_share_a_root() {
     let (file, _) = guest.lookup(ROOT, "file").unwrap();
     assert_eq!(guest.open(file, libc::O_RDWR), Err(libc::EROFS));
     assert!(!other.join("new").exists());
+}
+
+/// If it fails, a bind in a container shows another root in /proc/self/mountinfo than its source's name, or
+/// files of two directories are taken for one.
+#[test]
+fn a_share_may_lie_in_a_directory_of_its_own() {
+    let (_dirs, writable) = tree();
+    let (_others, other) = tree();
+    let file = other.join("file");
+    let shares = [
+        &share(&writable, Some("0/data"), false),
+        &share(&other, Some("1/data"), true),
+        &share(&file, Some("2/a file"), true),
+    ];
+    let mut guest = Guest::new(&shares);
+    for (holder, name) in [("0", "data"), ("1", "data"), ("2", "a file")] {
+        let (node, is_announced) = guest.look_for_mounts(ROOT, holder);
+        assert!(is_announced, "{holder}");
+        let (held, is_announced) = guest.look_for_mounts(node, name);
+        assert!(!is_announced, "{holder}/{name}");
+        assert_eq!(guest.mkdir(node, "new"), Err(libc::EROFS));
+        if holder == "0" {
+            guest.mkdir(held, "new").unwrap();
+        } else {
+            assert!(guest.mkdir(held, "new").is_err());
+        }
+    }
+    assert!(writable.join("new").is_dir() && !other.join("new").exists());
 }
 
 /// If it fails, a process that a guest has taken over is no prisoner.

@@ -17,7 +17,8 @@ pub struct FsConfig {
     /// The directory, served by a process of our own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Its name in the root of what the guest mounts; without one it is that root.
+    /// Its name in the root of what the guest mounts, or in a directory of its own there (`DIR/NAME`);
+    /// without one it is that root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The guest may not write.
@@ -54,13 +55,23 @@ impl FsConfig {
         if self.socket.is_some() && has_options {
             return wrong("all else is the daemon's affair where a socket is given");
         }
+        let is_bad = |step: &str| {
+            matches!(step, "" | "." | "..") || step.contains(['\0', ',']) || step.len() > 255
+        };
         match self.name.as_deref() {
-            Some("" | "." | "..") => wrong("the name is none that a directory can have"),
-            Some(name) if name.contains(['/', '\0', ',']) || name.len() > 255 => {
+            Some(name) if name.split('/').any(is_bad) => {
                 wrong("the name is none that a directory can have")
+            }
+            Some(name) if name.split('/').count() > 2 => {
+                wrong("the name is more than that of a directory and one in it")
             }
             _ => Ok(()),
         }
+    }
+
+    /// Where it is in the root: its name, or that of the directory that it alone is in.
+    fn place(&self) -> Option<&str> {
+        self.name.as_deref()?.split('/').next()
     }
 
     fn error(&self, why: &'static str) -> ConfigError {
@@ -82,8 +93,8 @@ pub(super) fn validate(all: &[FsConfig]) -> Result<(), ConfigError> {
             if (before.suid, before.dev) != (fs.suid, fs.dev) {
                 return Err(fs.error("directories that share a tag must agree on suid and dev"));
             }
-            if before.name == fs.name {
-                return Err(fs.error("two directories have one name"));
+            if before.place() == fs.place() {
+                return Err(fs.error("two directories have one name, or are in one directory"));
             }
         }
     }
@@ -124,7 +135,14 @@ mod tests {
             vec![fs(&"t".repeat(37), None)],
             vec![fs("a\nb", None)],
             vec![fs("t", Some(".."))],
-            vec![fs("t", Some("a/b"))],
+            vec![fs("t", Some("a/../b"))],
+            vec![fs("t", Some("/a"))],
+            vec![fs("t", Some("a/"))],
+            vec![fs("t", Some("a/b,c"))],
+            vec![fs("t", Some("a/b/c"))],
+            vec![fs("t", Some("a/b")), fs("t", Some("a/c"))],
+            vec![fs("t", Some("a/b")), fs("t", Some("a"))],
+            vec![fs("t", Some("a")), fs("t", Some("a/b"))],
             vec![fs("t", Some(""))],
             vec![fs("t", None), fs("t", Some("a"))],
             vec![fs("t", Some("a")), fs("t", Some("a"))],
@@ -159,6 +177,12 @@ mod tests {
             validate(&bad).unwrap_err();
         }
         validate(&[fs("t", Some("a")), fs("u", None), fs("t", Some("b"))]).unwrap();
+        validate(&[
+            fs("t", Some("0/a")),
+            fs("t", Some("1/a")),
+            fs("t", Some("b")),
+        ])
+        .unwrap();
     }
 
     /// If it fails, directories with one tag become devices that hide each other.

@@ -256,10 +256,19 @@ fn a_cgroup_of_others_is_theirs() {
     runtime.nothing_is_left();
 }
 
-/// If it fails, a container has other clocks than it was to have, or one more process runs on other CPUs.
+/// If it fails, who looks for a bind in /proc/self/mountinfo finds none of its source's name; a container has
+/// other clocks than it was to have; or one more process runs on other CPUs.
 #[test]
-fn clocks_and_cpus() {
+fn names_clocks_and_cpus() {
     let runtime = Runtime::new("runc-suite-clocks");
+    let [first, second, file] = ["a/etc", "b/etc", "b/a file"].map(|name| runtime.path(name));
+    host(&format!("mkdir -p {first} {second}; echo x >'{file}'"));
+    let binds = [
+        ("/mnt/shared", &first, ["bind", "shared"]),
+        ("/mnt/rslave", &first, ["rbind", "rslave"]),
+        ("/mnt/other", &second, ["bind", "unbindable"]),
+        ("/mnt/file", &file, ["bind", "ro"]),
+    ];
     let with_clocks = |config: &mut Value| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.push(json!({"type": "time"}));
@@ -281,11 +290,17 @@ fn clocks_and_cpus() {
         assert!((1e6..2e6).contains(&uptime), "{text}");
     };
     let cpus = "busybox grep Cpus_allowed_list /proc/self/status";
-    let script = format!("{clocks}; {cpus}; sleep 1000");
+    let script = format!("{clocks}; cat /proc/self/mountinfo; {cpus}; sleep 1000");
     let bundle = runtime.bundle("b", &script, |config| {
         with_clocks(config);
         config["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "1"});
         config["linux"]["resources"]["cpu"] = json!({"quota": 200_000, "period": 100_000});
+        for (target, source, options) in binds {
+            config["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"destination": target, "source": source, "options": options}));
+        }
     });
     runtime.create(&bundle, "one");
     runtime.text("start one");
@@ -294,6 +309,14 @@ fn clocks_and_cpus() {
     });
     let out = runtime.printed("one");
     have_offsets(&out);
+    for (target, source, _) in binds {
+        let name = source.rsplit('/').next().unwrap().replace(' ', "\\040");
+        let line = out
+            .lines()
+            .find(|line| line.contains(&format!(" {target} ")));
+        let root = line.unwrap().split(' ').nth(3).unwrap();
+        assert!(root.ends_with(&format!("/{name}")), "{target}: {out}");
+    }
     assert!(out.contains("Cpus_allowed_list:\t0-1\n"), "{out}");
     have_offsets(&said(&runtime.shell("exec one", clocks)));
     let exec = |affinity: Option<Value>| {
