@@ -336,12 +336,11 @@ fn shared_programs_and_devices_get_no_rights() {
         fs::create_dir(dir).unwrap();
     }
     // Nobody but us reaches what is ours, whoever made it first.
-    engine.text("volume create named");
+    engine.text("volume create --opt type=shared named");
     for dir in ["", "/volumes"] {
         let mode = host(&format!("stat -c %a {}{dir}", engine.path("data")));
         assert_eq!(mode, "700\n", "{dir}");
     }
-    engine.text("volume create --opt type=shared named");
     let line = format!(
         "run --rm --network none -v {shared}:/shared -v named:/volume -v {trusted}:/trusted:suid,dev \
          busybox"
