@@ -19,7 +19,7 @@ run: setup guest build ## Set up what is missing, build, boot the default guest,
 test: setup guest ## Unit tests, a short fuzz, and every test that boots something
 	@tests/run
 
-soak: setup guest ## Kill the VM of a database 50 times; nothing that was committed may be lost
+soak: setup guest ## What goes wrong once in hundreds: many labs, many starts, databases that are killed
 	@tests/run soak
 
 bench: setup guest build ## Measure boots beside QEMU microvm, containers beside runc, check the budgets

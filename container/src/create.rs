@@ -15,7 +15,9 @@ use crate::image::{Image, Store, registry};
 use crate::limits::{self, Limits};
 use crate::network::{self, NetworkError};
 use crate::networks;
-use crate::options::{Health, Isolation, Kind, Network, Options, OptionsError, Port, Pull};
+use crate::options::{
+    Health, Isolation, Kind, Mount, Network, Options, OptionsError, Port, Pull, Rights,
+};
 use crate::paths;
 use crate::shim::{self, Bundle, Guest, HOSTNAME, HOSTS, Plan, RESOLV_CONF, ROOTFS};
 use crate::spec::{self, Bind, SpecError};
@@ -111,6 +113,7 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
         Isolation::Vm => check_devices(&options)?,
         Isolation::Process => spec::add_devices(&mut Spec::default(), &options.device)?,
     }
+    add_volumes(&mut options, &image.config);
     let id = new_id();
     let shares = shares(&options)?;
     let run = containers.run_of(&id);
@@ -236,6 +239,26 @@ fn host_binds(shares: &[Share], run: &Path) -> Vec<Bind> {
         .into_iter()
         .chain(shares)
         .collect()
+}
+
+/// Where the image declares volumes, a container that cannot write to its root has some of its own.
+fn add_volumes(options: &mut Options, config: &ImageConfiguration) {
+    let config = config.config().as_ref();
+    let declared = config.and_then(|config| config.volumes().clone());
+    for target in declared.into_iter().flatten() {
+        let is_here = |other: &str| Path::new(other) == Path::new(&target);
+        let is_mounted = options.mounts().any(|mount| is_here(&mount.target))
+            || options.tmpfs.iter().any(|tmpfs| is_here(&tmpfs.target));
+        // What is no place to mount on is the image's mistake, and nobody's volume.
+        if options.read_only && !is_mounted && target.starts_with('/') && !is_here("/") {
+            options.volume.push(Mount {
+                kind: Kind::Volume(None),
+                target,
+                read_only: false,
+                rights: Rights::default(),
+            });
+        }
+    }
 }
 
 /// What is shared with the container: binds and volumes, which are made as needed.

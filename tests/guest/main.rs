@@ -38,6 +38,7 @@ mod rng;
 mod rootless;
 mod runc;
 mod runc_suites;
+mod starts;
 mod storm;
 mod systemd;
 mod terminal;

@@ -502,7 +502,7 @@ fn a_root_that_is_an_image_is_a_device() {
             "{image} {options}: {end:?}"
         );
         assert_eq!(out.contains("written\n"), is_writable, "{image}: {end:?}");
-        host(&format!("umount {mounted}"));
+        host(&format!("umount {mounted}; rmdir {mounted}"));
     }
     runtime.nothing_is_left();
 }

@@ -54,6 +54,33 @@ fn a_volume_has_a_file_system_of_its_own() {
     engine.text("volume rm data");
 }
 
+/// If it fails, a program whose image declares where it writes cannot write there if its root is read-only, or
+/// leaves a volume behind.
+#[test]
+fn a_declared_volume_is_there_on_a_read_only_root() {
+    let engine = Engine::for_processes("volume-declared");
+    engine.text("run --name made --network none busybox true");
+    let change = [
+        "commit",
+        "-c",
+        "VOLUME /not/there",
+        "-c",
+        "VOLUME /var/own",
+        "made",
+        "declares",
+    ];
+    assert!(engine.command(&change).status().unwrap().success());
+    for isolation in ["vm", "process"] {
+        let run = format!(
+            "run --rm --network none --read-only --isolation={isolation} --tmpfs /var/own declares"
+        );
+        let script = "touch /not/there/x && ls /not/there; grep -c ' /var/own tmpfs' /proc/mounts
+                      touch /y 2>/dev/null || echo refused";
+        assert_eq!(engine.script(&run, script), "x\n1\nrefused", "{isolation}");
+    }
+    assert_eq!(engine.text("volume ls -q"), "");
+}
+
 /// If it fails, two kernels write to one file system, or nobody learns who has a volume.
 #[test]
 fn an_image_is_for_one_container_at_a_time() {
