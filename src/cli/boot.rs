@@ -36,7 +36,19 @@ Examples:
     cofferdam boot --cpus 4 --print-config
 
 On a terminal, Ctrl-a x leaves the VM and Ctrl-a h lists the other keys.
-'cofferdam help' lists the exit codes.";
+
+Exit codes:
+  0        the guest powered off (or the status that it left at port 0x605)
+  1        the monitor failed while the VM ran
+  2        usage or configuration: an option, a kernel, a file is wrong
+  3        the host cannot: no KVM, no permission, no memory, a disk or tap in use
+  80       the guest asked for a reset (reboot)
+  81       the guest's kernel panicked
+  82       triple fault
+  83       KVM could not go on with a vCPU; its registers are in the log
+  84       the guest did not power off in the grace period after SIGTERM or SIGINT
+  85       left by Ctrl-a x
+  128+n    stopped at once by a second signal n";
 
 /// Boot a Linux guest and stay with it until it ends
 ///

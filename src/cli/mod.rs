@@ -17,7 +17,7 @@ use crate::vm::{EXIT_HOST, EXIT_MONITOR, EXIT_USAGE, fsd};
 
 /// A KVM microVM monitor: runs a Linux guest behind hardware walls, started in milliseconds.
 #[derive(Debug, Parser)]
-#[command(name = "cofferdam", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "cofferdam", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,22 +55,23 @@ enum Command {
 /// The program beside this one that is container mode. It knows which commands there are.
 const CONTAINER: &str = "cofferdam-container";
 
-const EXIT_CODES: &str = "\
-Exit codes of 'cofferdam boot':
-  0        the guest powered off (or the status that it left at port 0x605)
-  1        the monitor failed while the VM ran
-  2        usage or configuration: an option, a kernel, a file is wrong
-  3        the host cannot: no KVM, no permission, no memory, a disk or tap in use
-  80       the guest asked for a reset (reboot)
-  81       the guest's kernel panicked
-  82       triple fault
-  83       KVM could not go on with a vCPU; its registers are in the log
-  84       the guest did not power off in the grace period after SIGTERM or SIGINT
-  85       left by Ctrl-a x
-  128+n    stopped at once by a second signal n";
-
 /// What a link to this program is called that is the OCI runtime, and that command of container mode's.
 const RUNTIME: (&str, &str) = ("cofferdam-runc", "runc");
+
+/// The commands of this program, for whoever shows them with their own.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Whether a command line asks for all that there is, which container mode's program knows.
+fn is_about_all(args: &[OsString]) -> bool {
+    match args {
+        [] => true,
+        [first, ..] => ["--help", "-h", "help", "completions", "man"]
+            .iter()
+            .any(|word| first == word),
+    }
+}
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -78,6 +79,11 @@ pub fn main() -> ExitCode {
     let name = args.next().unwrap_or_default();
     if Path::new(&name).file_name() == Some(RUNTIME.0.as_ref()) {
         let args: Vec<OsString> = std::iter::once(RUNTIME.1.into()).chain(args).collect();
+        let Err(error) = companion::exec(CONTAINER, &args);
+        return fail(&error, EXIT_HOST);
+    }
+    let args: Vec<OsString> = args.collect();
+    if is_about_all(&args) && companion::find(CONTAINER).is_ok() {
         let Err(error) = companion::exec(CONTAINER, &args);
         return fail(&error, EXIT_HOST);
     }

@@ -98,6 +98,11 @@ pub fn start(command: &mut Command) -> Running {
 /// Waits for the end, which must come in time.
 #[track_caller]
 pub fn finish(mut running: Running) -> Run {
+    // More than a pipe holds must not keep it from its end.
+    let stdout = running.0.stdout.take();
+    let stdout = thread::spawn(move || text(stdout));
+    let stderr = running.0.stderr.take();
+    let stderr = thread::spawn(move || text(stderr));
     let is_over = eventually(|| running.0.try_wait().unwrap().is_some());
     if !is_over {
         running.0.kill().unwrap();
@@ -105,8 +110,8 @@ pub fn finish(mut running: Running) -> Run {
     let code = running.0.wait().unwrap().code();
     let run = Run {
         code,
-        stdout: text(running.0.stdout.take()),
-        stderr: text(running.0.stderr.take()),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
     };
     assert!(is_over, "no end in time: {run:?}");
     run

@@ -23,7 +23,17 @@ fn help_is_on_standard_output_and_has_examples() {
         assert_eq!(run.stderr, "");
     }
     let run = run(&["--help"]).expect(0);
-    for part in ["boot", "doctor", "completions", "man", "Exit codes", "80"] {
+    // The commands of all programs, first of all how to run something.
+    for part in [
+        "cofferdam run -it",
+        "Containers:",
+        "  exec ",
+        "Images:",
+        "  volume ",
+        "  boot ",
+        "  doctor ",
+        "  man ",
+    ] {
         assert!(run.stdout.contains(part), "no {part}: {run:?}");
     }
 }
@@ -46,7 +56,9 @@ fn completion_scripts_are_for_their_shells() {
     ] {
         let run = run(&["completions", shell]).expect(0);
         assert!(run.stdout.contains(part), "{shell}");
-        assert!(run.stdout.contains("print-config"), "{shell}");
+        for option in ["print-config", "entrypoint"] {
+            assert!(run.stdout.contains(option), "{shell}");
+        }
         parses(shell, &run.stdout);
     }
 }
@@ -76,6 +88,7 @@ fn the_manual_pages_are_pages() {
         (&["man"][..], ".TH cofferdam 1", "cofferdam\\-boot(1)"),
         (&["man", "boot"], ".TH cofferdam-boot 1", "\\-\\-kernel"),
         (&["man", "doctor"], ".TH cofferdam-doctor 1", "\\-\\-quiet"),
+        (&["man", "run"], ".TH cofferdam-run 1", "\\-\\-publish"),
     ] {
         let page = run(args).expect(0).stdout;
         assert!(

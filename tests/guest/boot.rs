@@ -23,6 +23,8 @@ const KNOWN_WARNINGS: &[&str] = &[
     "hrtimer: interrupt took",
     // The same: the vCPU waited for its host for a second (seen with a load of 20 on 2 CPUs).
     "clocksource: Long readout interval",
+    // The same again, with five labs on 2 CPUs.
+    "sched: DL replenish lagged too much",
 ];
 
 /// The facts of a guest that has ended.

@@ -72,10 +72,10 @@ pub(super) enum Command {
     Stats(inspect::StatsArgs),
     /// Print what happens to containers
     Events(logs::EventsArgs),
-    /// Networks
+    /// Make, list, inspect and remove networks
     #[command(subcommand)]
     Network(network::Command),
-    /// Volumes
+    /// Make, list, change, inspect and remove volumes
     #[command(subcommand)]
     Volume(volume::Command),
 }

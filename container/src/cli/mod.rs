@@ -3,6 +3,7 @@
 mod compare;
 mod container;
 mod format;
+mod help;
 mod image;
 
 use std::ffi::OsStr;
@@ -19,7 +20,7 @@ use crate::shim;
 /// Docker's exit code for a failure of ours, not of the container's.
 pub const EXIT_FAILED: u8 = 125;
 
-/// Containers that each have a kernel of their own.
+/// Containers and virtual machines, each with a kernel of its own behind hardware walls.
 #[derive(Debug, Parser)]
 #[command(
     name = "cofferdam",
@@ -42,9 +43,6 @@ enum Command {
     Compare(compare::Args),
 }
 
-/// The monitor's own commands, for suggestions to who mistypes one.
-const MONITOR: [&str; 4] = ["boot", "doctor", "completions", "man"];
-
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     cofferdam::descriptors::close_on_exec();
@@ -56,20 +54,26 @@ pub fn main() -> ExitCode {
         Some(shim::COMMAND) => return shim::main(args),
         _ => {}
     }
-    let program =
-        Cli::command().subcommands(MONITOR.map(|name| clap::Command::new(name).hide(true)));
-    let parsed = program
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let program = help::all(Cli::command());
+    let parsed = program.clone().try_get_matches().and_then(|matches| {
+        if let Some((name @ ("completions" | "man"), matches)) = matches.subcommand() {
+            return Ok(Err(help::print(Cli::command(), name, matches)));
+        }
+        Cli::from_arg_matches(&matches).map(Ok)
+    });
     match parsed {
-        Ok(cli) => match cli.command {
+        Ok(Err(printed)) => printed,
+        Ok(Ok(cli)) => match cli.command {
             Command::Container(command) => container::run(command),
             Command::Image(command) => image::run(command),
             Command::Compare(args) => compare::run(&args),
         },
         // A command that nobody knows is the monitor's usage error; what is wrong with one of ours, Docker's.
         Err(error) => match error.kind() {
-            ErrorKind::InvalidSubcommand => refuse(&error, EXIT_USAGE),
+            ErrorKind::InvalidSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                refuse(&error, EXIT_USAGE)
+            }
+            _ if help::is_the_monitors(std::env::args_os().nth(1)) => refuse(&error, EXIT_USAGE),
             _ => refuse(&error, EXIT_FAILED),
         },
     }
