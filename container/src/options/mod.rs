@@ -13,7 +13,7 @@ mod ulimit;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{ArgAction, ValueEnum};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{Settings, SettingsError};
@@ -310,14 +310,15 @@ pub struct Options {
     #[arg(long, value_name = "NAME=VALUE", help_heading = WALLS)]
     pub sysctl: Vec<String>,
 
-    /// Image
-    #[arg(value_name = "IMAGE")]
+    /// Image, then command and arguments instead of the image's; what stands behind the image is no option
+    #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true)]
+    #[serde(skip)]
+    pub words: Vec<String>,
+    /// Its image.
+    #[arg(skip)]
     pub image: String,
-    /// Command and arguments, instead of the image's
-    #[arg(
-        value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true,
-        action = ArgAction::Append
-    )]
+    /// Command and arguments, instead of the image's.
+    #[arg(skip)]
     pub command: Vec<String>,
 }
 
@@ -345,9 +346,18 @@ pub struct Security {
 }
 
 impl Options {
-    /// Reads what is elsewhere: files of variables, and variables of our own. Checks what no single
+    /// Tells the image from its command.
+    fn tell_apart(&mut self) {
+        let mut words = std::mem::take(&mut self.words).into_iter();
+        if let Some(image) = words.next() {
+            (self.image, self.command) = (image, words.collect());
+        }
+    }
+
+    /// Tells the image from its command, and reads what is elsewhere: files of variables, and variables of our own. Checks what no single
     /// option says.
     pub fn resolve(&mut self) -> Result<(), OptionsError> {
+        self.tell_apart();
         let mut labels = lines(std::mem::take(&mut self.label_file))?;
         labels.append(&mut self.label);
         self.label = labels;
@@ -475,9 +485,10 @@ mod tests {
     }
 
     fn parse(text: &str) -> Options {
-        Cli::try_parse_from(std::iter::once("run").chain(text.split(' ')))
-            .unwrap()
-            .options
+        let parsed = Cli::try_parse_from(std::iter::once("run").chain(text.split(' ')));
+        let mut options = parsed.unwrap().options;
+        options.tell_apart();
+        options
     }
 
     /// If it fails, what the user types does not arrive, or options after the image are taken for
@@ -494,6 +505,14 @@ mod tests {
         assert_eq!(options.memory, Some(Bytes(64 << 20)));
         assert_eq!(options.command, ["sh", "-c", "-x", "--rm"]);
         assert_eq!(options.image, "busybox");
+        for (text, command) in [
+            ("busybox --version", &["--version"][..]),
+            ("busybox --name z", &["--name", "z"]),
+            ("--entrypoint echo busybox -- test", &["--", "test"]),
+            ("-- busybox -h", &["-h"]),
+        ] {
+            assert_eq!(parse(text).command, command, "{text}");
+        }
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(
             crate::json::from_slice::<Options>(text.as_bytes()).unwrap(),

@@ -97,16 +97,24 @@ pub(super) struct Args {
     /// A cgroup below the container's, as in its /sys/fs/cgroup
     #[arg(long, value_name = "PATH", default_value = "/")]
     cgroup: String,
-    /// The container's ID
-    #[arg(value_name = "ID")]
-    id: String,
-    /// Command and arguments
+    /// The container's ID, then command and arguments; what stands behind the ID is no option
     #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
+        value_names = ["ID", "COMMAND"],
+        required = true,
+        num_args = 1..,
+        trailing_var_arg = true
     )]
-    command: Vec<String>,
+    words: Vec<String>,
+}
+
+impl Args {
+    fn id(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> {
@@ -167,7 +175,7 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> 
 /// The container, once a process can be run in it.
 fn ready(global: &Global, args: &Args) -> Result<Container, ExecError> {
     loop {
-        let container = control::running(global, &args.id)?;
+        let container = control::running(global, args.id())?;
         match container.status() {
             Status::Paused if args.ignore_paused => std::thread::sleep(LOOK),
             Status::Paused => {
@@ -195,12 +203,12 @@ fn check(args: &Args, has_terminal: bool) -> Result<(), ExecError> {
 /// The container's own process with what is asked for instead.
 fn new_process(spec: Spec, args: &Args) -> Result<Process, ExecError> {
     let mut process = spec.process().clone().unwrap_or_default();
-    if args.command.is_empty() {
+    if args.command().is_empty() {
         return Err(ExecError::Option(
             "there is neither --process nor a command".into(),
         ));
     }
-    process.set_args(Some(args.command.clone()));
+    process.set_args(Some(args.command().to_vec()));
     process.set_terminal(Some(args.tty));
     if let Some(dir) = &args.cwd {
         process.set_cwd(dir.clone());

@@ -48,22 +48,29 @@ pub(in crate::cli) struct Args {
     /// All capabilities
     #[arg(long)]
     privileged: bool,
-    /// Name or ID
-    #[arg(value_name = "CONTAINER")]
-    name: String,
-    /// Command and arguments
+    /// Name or ID, then command and arguments; what stands behind the container is no option
     #[arg(
-        value_name = "COMMAND",
+        value_names = ["CONTAINER", "COMMAND"],
         required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
+        num_args = 2..,
+        trailing_var_arg = true
     )]
-    command: Vec<String>,
+    words: Vec<String>,
+}
+
+impl Args {
+    fn name(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 pub(super) fn exec(args: &Args) -> Outcome {
     let signals = (!args.detach).then(Signals::block);
-    let container = Containers::open()?.find(&args.name)?;
+    let container = Containers::open()?.find(args.name())?;
     if container.record.options.isolation == Isolation::Process {
         return exec_process(&container, args);
     }
@@ -121,7 +128,7 @@ fn new_process(container: &Container, args: &Args) -> Result<Process, super::Fai
     }
     spec::merge_env(&mut env, &options.env);
     process.set_env(Some(env));
-    process.set_args(Some(args.command.clone()));
+    process.set_args(Some(args.command().to_vec()));
     process.set_terminal(Some(args.tty));
     if let Some(dir) = &args.workdir {
         process.set_cwd(dir.into());
