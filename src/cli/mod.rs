@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error, EXIT_USAGE),
+        Err(error) => return refuse(&Cli::command(), &error, EXIT_USAGE),
     };
     match cli.command {
         Command::Boot(args) => boot::run(*args),

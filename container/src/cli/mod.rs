@@ -1,5 +1,6 @@
 //! The command line of container mode: a file a subject.
 
+mod absent;
 mod compare;
 mod container;
 mod format;
@@ -69,12 +70,20 @@ pub fn main() -> ExitCode {
             Command::Compare(args) => compare::run(&args),
         },
         // A command that nobody knows is the monitor's usage error; what is wrong with one of ours, Docker's.
-        Err(error) => match error.kind() {
-            ErrorKind::InvalidSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                refuse(&error, EXIT_USAGE)
+        Err(error) => {
+            let code = match error.kind() {
+                ErrorKind::InvalidSubcommand
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => EXIT_USAGE,
+                _ if help::is_the_monitors(std::env::args_os().nth(1)) => EXIT_USAGE,
+                _ => EXIT_FAILED,
+            };
+            match absent::instead(&error) {
+                Some(text) => {
+                    eprintln!("cofferdam: {text}");
+                    ExitCode::from(code)
+                }
+                None => refuse(&program, &error, code),
             }
-            _ if help::is_the_monitors(std::env::args_os().nth(1)) => refuse(&error, EXIT_USAGE),
-            _ => refuse(&error, EXIT_FAILED),
-        },
+        }
     }
 }
