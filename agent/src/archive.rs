@@ -89,8 +89,12 @@ pub fn copy_out(containers: &Containers, request: &CopyRequest) -> Result<()> {
         let mut builder = Builder::new(connection);
         builder.follow_symlinks(false);
         builder.sparse(false);
+        let below = match request.one_file_system {
+            true => fs::symlink_metadata(&path).ok().map(|about| about.dev()),
+            false => None,
+        };
         let written =
-            append(&mut builder, &path, &name).and_then(|()| builder.into_inner()?.flush());
+            append(&mut builder, &path, &name, below).and_then(|()| builder.into_inner()?.flush());
         written.context(|| format!("send {} as an archive", asked.display()))
     })
 }
@@ -107,17 +111,25 @@ pub fn changes(containers: &Containers, request: &ChangesRequest) -> Result<()> 
     written.context(|| format!("send the changes of container {}", request.id))
 }
 
-fn append(builder: &mut Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
+/// `within`: only what is on the file system with that device.
+fn append(
+    builder: &mut Builder<impl Write>,
+    path: &Path,
+    name: &Path,
+    within: Option<u64>,
+) -> io::Result<()> {
     let about = fs::symlink_metadata(path)?;
     if about.file_type().is_socket() {
         // No archive has them.
         return Ok(());
     }
     builder.append_path_with_name(path, name)?;
-    if about.is_dir() {
+    // An overlay's files have the devices of its layers, its directories its own.
+    if about.is_dir() && within.is_none_or(|device| device == about.dev()) {
         for entry in fs::read_dir(path)? {
             let entry = entry?;
-            append(builder, &entry.path(), &name.join(entry.file_name()))?;
+            let name = name.join(entry.file_name());
+            append(builder, &entry.path(), &name, within)?;
         }
     }
     Ok(())

@@ -84,6 +84,9 @@ pub enum CreateError {
     /// An option that a container on the host's kernel cannot have.
     #[error("--isolation=process: {0}")]
     Process(&'static str),
+    /// Neither a container nor rights.
+    #[error("--volumes-from {0:?}: expected CONTAINER, CONTAINER:ro or CONTAINER:rw")]
+    VolumesFrom(String),
     /// A runtime for what needs none.
     #[error("--runtime goes with --isolation=process")]
     Runtimes,
@@ -113,6 +116,7 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
         Isolation::Vm => check_devices(&options)?,
         Isolation::Process => spec::add_devices(&mut Spec::default(), &options.device)?,
     }
+    add_volumes_from(containers, &mut options)?;
     add_volumes(&mut options, &image.config);
     let id = new_id();
     let shares = shares(&options)?;
@@ -239,6 +243,37 @@ fn host_binds(shares: &[Share], run: &Path) -> Vec<Bind> {
         .into_iter()
         .chain(shares)
         .collect()
+}
+
+/// What other containers have from outside, where the options mount nothing else.
+fn add_volumes_from(containers: &Containers, options: &mut Options) -> Result<(), CreateError> {
+    for from in std::mem::take(&mut options.volumes_from) {
+        let (name, rights) = from.rsplit_once(':').unwrap_or((&from, "rw"));
+        let read_only = match rights {
+            "ro" => true,
+            "rw" => false,
+            _ => return Err(CreateError::VolumesFrom(from)),
+        };
+        for share in containers.find(name)?.record.shares {
+            let is_here = |mount: &Mount| mount.target == share.target;
+            if options.mounts().any(is_here) {
+                continue;
+            }
+            options.volume.push(Mount {
+                kind: match share.volume {
+                    Some(volume) => Kind::Volume(Some(volume)),
+                    None => Kind::Bind {
+                        path: share.source,
+                        create: false,
+                    },
+                },
+                target: share.target,
+                read_only: read_only || share.read_only,
+                rights: share.rights,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Where the image declares volumes, a container that cannot write to its root has some of its own.
@@ -471,6 +506,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
     let mut machine = Machine {
         kernel: options.kernel.clone(),
         cpus: options.cpus,
+        cpuset: options.cpuset_cpus.clone(),
         memory: options.memory,
         root: Root::Layers {
             layers: container.record.layers.clone(),
@@ -495,6 +531,7 @@ pub fn plan(container: &Container) -> Result<(Plan, Vec<Port>), CreateError> {
         name: id.clone(),
         memory: machine.memory()?.bytes(),
         cpus: options.cpus,
+        cpu_shares: options.cpu_shares,
     });
     let path = container.bundle().join("config.json");
     let spec = fs::read(&path).map_err(|source| CreateError::Source { path, source })?;
@@ -541,7 +578,13 @@ pub fn forget(container: &Container, lock: &Lock) -> Result<(), CreateError> {
         .iter()
         .filter(|share| share.anonymous)
     {
-        if let Some(name) = &share.volume {
+        // Others may have it by --volumes-from; then `volume prune` removes it after them.
+        if let Some(name) = &share.volume
+            && !Containers::open()?
+                .list()?
+                .iter()
+                .any(|one| one.has_volume(name))
+        {
             volumes.remove(name, None)?;
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use cofferdam_agent_protocol::cgroup::cpu_weight;
 use rustix::fs::{Access, access, statfs};
 
 /// Where cgroups are.
@@ -50,6 +51,8 @@ pub struct Limits {
     pub memory: u64,
     /// CPUs; as many as there are where nothing is said.
     pub cpus: Option<f64>,
+    /// The share of CPUs that are busy, as Docker counts.
+    pub cpu_shares: Option<u64>,
 }
 
 /// The cgroup of a VM. Dropped, all that is in it is killed, and it goes.
@@ -105,6 +108,15 @@ impl Drop for HostCgroup {
     }
 }
 
+/// Changes how many CPUs a VM may take, whose cgroup that is.
+pub fn set_cpus(path: &Path, cpus: f64) -> io::Result<()> {
+    fs::write(path.join("cpu.max"), quota(cpus))
+}
+
+fn quota(cpus: f64) -> String {
+    format!("{:.0} {PERIOD}", cpus * f64::from(PERIOD))
+}
+
 /// The cgroup of a container on the host's kernel, as its runtime takes it.
 pub fn path_for_runtime(id: &str) -> PathBuf {
     Path::new("/").join(OURS).join(id)
@@ -144,10 +156,10 @@ fn values(limits: &Limits) -> Vec<(&'static str, String)> {
         ("memory.oom.group", "1".to_owned()),
     ];
     if let Some(cpus) = limits.cpus {
-        all.push((
-            "cpu.max",
-            format!("{:.0} {PERIOD}", cpus * f64::from(PERIOD)),
-        ));
+        all.push(("cpu.max", quota(cpus)));
+    }
+    if let Some(shares) = limits.cpu_shares {
+        all.push(("cpu.weight", cpu_weight(shares).to_string()));
     }
     all
 }
@@ -194,12 +206,14 @@ mod tests {
             name: "x".into(),
             memory: 512 << 20,
             cpus: Some(1.5),
+            cpu_shares: Some(1024),
         };
         let all = values(&limits);
         assert!(all.contains(&("memory.max", (640 << 20).to_string())));
         assert!(all.contains(&("cpu.max", "150000 100000".into())));
         let none = Limits {
             cpus: None,
+            cpu_shares: None,
             ..limits
         };
         assert!(!values(&none).iter().any(|(file, _)| *file == "cpu.max"));

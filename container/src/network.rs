@@ -15,8 +15,8 @@ use crate::options::{AddHost, Network, Options, Port};
 pub enum NetworkError {
     /// passt needs one to take after.
     #[error(
-        "the host has no IPv4 default route for passt to take after; give --network none, or the \
-         host a network"
+        "the host has no IPv4 default route for passt to take after; --network bridge needs none, and \
+         --network none is no network at all"
     )]
     NoRoute,
     /// Ports of a container that nobody can reach.

@@ -12,7 +12,7 @@ use cofferdam_agent_protocol::api;
 
 use crate::limits::Limits;
 use crate::network::{self, Uplink};
-use crate::options::{Bytes, Port, Rights};
+use crate::options::{Bytes, CpuSet, Port, Rights};
 
 /// Memory of a VM whose container has no limit. What it does not touch, and what it gives back, is the
 /// host's; so this is a bound and no reservation. More of it costs, as the guest's kernel keeps 64
@@ -158,6 +158,8 @@ pub struct Machine {
     pub kernel: Option<PathBuf>,
     /// CPUs that the container may use.
     pub cpus: Option<f64>,
+    /// CPUs of the host's that all its threads run on; all, where nothing is said.
+    pub cpuset: Option<CpuSet>,
     /// Memory that the container may use.
     pub memory: Option<Bytes>,
     /// Its root file system.
@@ -475,7 +477,8 @@ fn agent_share(name: &str, rights: Rights) -> api::Share {
 }
 
 /// As many as it takes to use that much.
-fn vcpus(cpus: Option<f64>) -> u8 {
+/// The vCPUs of a container's VM.
+pub fn vcpus(cpus: Option<f64>) -> u8 {
     let cpus = cpus.unwrap_or(1.0).ceil();
     #[expect(
         clippy::cast_possible_truncation,
@@ -505,6 +508,7 @@ mod tests {
         Machine {
             kernel: None,
             cpus: Some(1.5),
+            cpuset: None,
             memory: Some(Bytes(128 << 20)),
             root,
             shares: [("/srv", true), ("/data", false)]

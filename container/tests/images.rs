@@ -319,7 +319,7 @@ fn pulls_at_the_same_time_share_the_work() {
 
 /// If it fails, private images cannot be used, or somebody without a password gets them.
 #[test]
-fn registries_with_passwords_take_those_of_podman_login() {
+fn registries_with_passwords_take_those_that_were_kept() {
     if !have(&["docker-registry"]) {
         return;
     }
@@ -339,7 +339,7 @@ fn registries_with_passwords_take_those_of_podman_login() {
     let name = registry.name("private:v1");
     store.run(&["import", text(&tar(&scratch, "private", 1000)), &name]);
     let error = store.fails(&["push", &name]);
-    assert!(error.contains("podman login"), "{error}");
+    assert!(error.contains("cofferdam login"), "{error}");
     let login = |path: &str, encoded: &str| {
         let path = scratch.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -355,13 +355,26 @@ fn registries_with_passwords_take_those_of_podman_login() {
     // user:wrong, then user:secret.
     login("store/.docker/config.json", "dXNlcjp3cm9uZw==");
     let error = store.fails(&["push", &name]);
-    assert!(error.contains("podman login"), "{error}");
+    assert!(error.contains("cofferdam login"), "{error}");
     login("store/.docker/config.json", "dXNlcjpzZWNyZXQ=");
     store.run(&["push", &name]);
     fs::remove_file(scratch.path("store/.docker/config.json")).unwrap();
     store.fails(&["pull", &name]);
     login("store/containers/auth.json", "dXNlcjpzZWNyZXQ=");
     store.run(&["pull", &name]);
+    fs::remove_file(scratch.path("store/containers/auth.json")).unwrap();
+    let address = registry.address.as_str();
+    let error = store.fails(&["login", "-u", "user", "-p", "wrong", address]);
+    assert!(error.contains("does not know user"), "{error}");
+    store.fails(&["pull", &name]);
+    let said = store.run(&["login", "-u", "user", "-p", "secret", address]);
+    assert!(said.contains("Login Succeeded"), "{said}");
+    store.run(&["pull", &name]);
+    let said = store.run(&["logout", address]);
+    assert!(said.contains("Removed"), "{said}");
+    store.fails(&["pull", &name]);
+    let said = store.run(&["logout", address]);
+    assert!(said.contains("Not logged in"), "{said}");
 }
 
 /// If it fails, of an image for several machines the wrong one is taken.

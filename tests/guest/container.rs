@@ -282,7 +282,10 @@ fn a_detached_container_is_watched_entered_and_ended() {
     engine.text("start one");
     engine.text("exec one test -e /root/kept");
     engine.text("rm -f one");
-    assert_eq!(code(&engine.run("inspect one")), 125);
+    assert_eq!(code(&engine.run("inspect one")), 1);
+    for command in ["exec one true", "logs one", "start one", "rm one"] {
+        assert_eq!(code(&engine.run(command)), 1, "{command}");
+    }
     wait_until("the processes' end", || engine.processes().is_empty());
 }
 

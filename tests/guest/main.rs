@@ -19,6 +19,7 @@ mod deaths;
 mod debian;
 mod descriptors;
 mod engines;
+mod familiar;
 mod fs;
 mod harness;
 mod health;

@@ -12,18 +12,6 @@ const ABSENT: &[(&str, &str)] = &[
         "compose",
         "Compose runs its containers in VMs by cofferdam-runc, see docs/runtime.md",
     ),
-    (
-        "login",
-        "'podman login' or 'docker login' keeps what 'pull' and 'push' use",
-    ),
-    (
-        "logout",
-        "'podman logout' or 'docker logout' forgets what 'pull' and 'push' use",
-    ),
-    (
-        "rename",
-        "a container keeps its name: 'commit' it and run the image with another",
-    ),
     ("search", "look for images on the registry's own pages"),
     ("swarm", "clusters run containers by cofferdam-runc"),
     (

@@ -5,13 +5,17 @@ mod changes;
 mod control;
 mod copy;
 mod exec;
+mod export;
 mod inspect;
 mod life;
 mod list;
 mod logs;
-mod network;
+pub(super) mod network;
+pub(super) mod prune;
+mod rename;
 mod run;
-mod volume;
+mod update;
+pub(super) mod volume;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -20,6 +24,7 @@ use std::process::ExitCode;
 use nix::sys::signal::Signal;
 
 pub(crate) use attach::{Raw, Signals};
+pub(super) use logs::{EventsArgs, events};
 
 use super::{EXIT_FAILED, fail};
 
@@ -39,6 +44,10 @@ pub(super) enum Command {
     Restart(life::StopArgs),
     /// Send a signal to containers
     Kill(life::KillArgs),
+    /// Change the limits of containers
+    Update(update::Args),
+    /// Give a container another name
+    Rename(rename::Args),
     /// Freeze containers
     Pause(life::Names),
     /// Thaw containers
@@ -46,9 +55,10 @@ pub(super) enum Command {
     /// Wait until containers have ended, and print their exit codes
     Wait(life::Names),
     /// Remove containers
+    #[command(alias = "remove")]
     Rm(life::RmArgs),
     /// List containers
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", alias = "ls")]
     Ps(list::PsArgs),
     /// Print what a container printed
     Logs(logs::Args),
@@ -56,6 +66,8 @@ pub(super) enum Command {
     Exec(exec::Args),
     /// Copy files between a container and the host
     Cp(copy::Args),
+    /// Write a container's files as a tar
+    Export(export::Args),
     /// Print what a container changed of its image's files
     Diff(changes::DiffArgs),
     /// Make an image of a container
@@ -72,16 +84,19 @@ pub(super) enum Command {
     Stats(inspect::StatsArgs),
     /// Print what happens to containers
     Events(logs::EventsArgs),
-    /// Make, list, inspect and remove networks
-    #[command(subcommand)]
-    Network(network::Command),
-    /// Make, list, change, inspect and remove volumes
-    #[command(subcommand)]
-    Volume(volume::Command),
+}
+
+/// `cofferdam container COMMAND`.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Group {
+    #[command(flatten)]
+    Any(Command),
+    /// Remove all containers that do not run
+    Prune(prune::Args),
 }
 
 /// What most of these end with: an exit code, or an error with Docker's code for it.
-type Outcome = Result<u8, Failed>;
+pub(super) type Outcome = Result<u8, Failed>;
 
 /// An error, and the exit code that says which.
 #[derive(Debug)]
@@ -100,8 +115,25 @@ impl<E: Error + 'static> From<E> for Failed {
 }
 
 /// Does it.
-pub(super) fn run(command: Command) -> ExitCode {
-    let outcome = match command {
+pub(super) fn group(group: Group) -> Outcome {
+    match group {
+        Group::Any(Command::Inspect(args)) => inspect::inspect(&args.containers()),
+        Group::Any(command) => run(command),
+        Group::Prune(args) => prune::prune(&args),
+    }
+}
+
+/// Does it. Of those that run nothing of the user's, a failure of ours is no exit code of his.
+pub(super) fn run(command: Command) -> Outcome {
+    let is_run = matches!(command, Command::Run(_));
+    carry_out(command).map_err(|failed| match failed.code {
+        EXIT_FAILED if !is_run => Failed { code: 1, ..failed },
+        _ => failed,
+    })
+}
+
+fn carry_out(command: Command) -> Outcome {
+    match command {
         Command::Run(args) => run::run(*args),
         Command::Create(args) => run::create(*args),
         Command::Start(args) => run::start(&args),
@@ -124,9 +156,14 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Top(args) => inspect::top(&args),
         Command::Stats(args) => inspect::stats(&args),
         Command::Events(args) => logs::events(&args),
-        Command::Network(command) => network::run(command),
-        Command::Volume(command) => volume::run(command),
-    };
+        Command::Update(args) => update::update(&args),
+        Command::Rename(args) => rename::rename(&args),
+        Command::Export(args) => export::export(&args),
+    }
+}
+
+/// How the program ends.
+pub(super) fn end(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(Failed { code, error }) => fail(error.as_ref(), code),
@@ -146,7 +183,7 @@ fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failed>) -> O
 }
 
 /// Prints lines. A reader that closed the pipe has seen enough.
-fn print(text: &str) -> io::Result<()> {
+pub(super) fn print(text: &str) -> io::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,

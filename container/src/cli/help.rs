@@ -19,29 +19,50 @@ const GROUPS: [(&str, &[&str]); 6] = [
     (
         "Containers",
         &[
-            "run", "create", "start", "stop", "restart", "kill", "pause", "unpause", "wait", "rm",
+            "run",
+            "create",
+            "start",
+            "stop",
+            "restart",
+            "kill",
+            "pause",
+            "unpause",
+            "wait",
+            "update",
+            "rename",
+            "rm",
             "ps",
+            "container",
         ],
     ),
     (
         "What is in them",
         &[
-            "exec", "attach", "logs", "cp", "diff", "commit", "inspect", "port", "top", "stats",
-            "events",
+            "exec", "attach", "logs", "cp", "export", "diff", "commit", "inspect", "port", "top",
+            "stats", "events",
         ],
     ),
     (
         "Images",
         &[
             "pull", "push", "images", "load", "save", "import", "tag", "history", "rmi", "prune",
-            "image",
+            "login", "logout", "image",
         ],
     ),
     ("Volumes and networks", &["volume", "network"]),
     ("VMs without containers", &["boot"]),
     (
         "This host, and this program",
-        &["doctor", "compare", "completions", "man", "help"],
+        &[
+            "doctor",
+            "info",
+            "system",
+            "compare",
+            "version",
+            "completions",
+            "man",
+            "help",
+        ],
     ),
 ];
 

@@ -1,15 +1,17 @@
 //! Commands about images, with Docker's names, options and output.
 
+mod filter;
 mod list;
 mod remote;
 mod transfer;
 
 use std::error::Error;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::ask::confirmed;
 use crate::image::Store;
 use crate::image::store::Removed;
 
@@ -100,6 +102,8 @@ pub(super) struct Prune {
     force: bool,
 }
 
+pub(super) use list::{known, size};
+
 type Outcome = Result<(), Box<dyn Error>>;
 
 /// Does it.
@@ -156,7 +160,7 @@ fn remove(remove: &Remove) -> Outcome {
     }
 }
 
-fn say(removed: &Removed) -> io::Result<()> {
+pub(super) fn say(removed: &Removed) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for name in &removed.names {
         writeln!(out, "Untagged: {}", list::familiar(name))?;
@@ -189,16 +193,4 @@ fn prune(what: &Prune) -> Outcome {
     say(&removed)?;
     println!("Total reclaimed space: {}", list::size(removed.bytes));
     Ok(())
-}
-
-fn confirmed(which: &str) -> io::Result<bool> {
-    let mut out = io::stdout().lock();
-    write!(out, "This will remove {which}. Continue? [y/N] ")?;
-    out.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    if !io::stdin().is_terminal() {
-        writeln!(out)?;
-    }
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

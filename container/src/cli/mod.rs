@@ -1,11 +1,15 @@
 //! The command line of container mode: a file a subject.
 
 mod absent;
+mod ask;
 mod compare;
 mod container;
 mod format;
 mod help;
 mod image;
+mod login;
+mod system;
+mod when;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -15,6 +19,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cofferdam::cli::report::{fail, refuse};
 use cofferdam::vm::EXIT_USAGE;
 
+use self::container::end;
 pub(crate) use self::container::{Raw, Signals, signal};
 use crate::shim;
 
@@ -40,6 +45,26 @@ enum Command {
     Container(container::Command),
     #[command(flatten)]
     Image(image::Command),
+    /// Make, list, inspect and remove networks
+    #[command(subcommand)]
+    Network(container::network::Command),
+    /// Make, list, change, inspect and remove volumes
+    #[command(subcommand)]
+    Volume(container::volume::Command),
+    /// All commands about containers
+    #[command(name = "container", subcommand)]
+    ContainerGroup(container::Group),
+    /// What is there in all: disk space, events, clearing up
+    #[command(subcommand)]
+    System(system::Command),
+    /// Show what is there in all
+    Info(system::Show),
+    /// Show the version
+    Version(system::Show),
+    /// Tell a registry who you are
+    Login(login::Login),
+    /// Forget who you are to a registry
+    Logout(login::Logout),
     /// Measure an image as a process and in a VM, side by side
     Compare(compare::Args),
 }
@@ -65,7 +90,15 @@ pub fn main() -> ExitCode {
     match parsed {
         Ok(Err(printed)) => printed,
         Ok(Ok(cli)) => match cli.command {
-            Command::Container(command) => container::run(command),
+            Command::Container(command) => end(container::run(command)),
+            Command::ContainerGroup(command) => end(container::group(command)),
+            Command::Network(command) => end(container::network::run(command)),
+            Command::Volume(command) => end(container::volume::run(command)),
+            Command::System(command) => end(system::run(&command)),
+            Command::Info(args) => end(system::info(&args)),
+            Command::Version(args) => end(system::version(&args)),
+            Command::Login(args) => end(login::login(&args)),
+            Command::Logout(args) => end(login::logout(&args)),
             Command::Image(command) => image::run(command),
             Command::Compare(args) => compare::run(&args),
         },

@@ -337,6 +337,7 @@ mod tests {
             },
             name: Path::new(name),
             owners: false,
+            one_file_system: false,
         };
         let mut bytes = Vec::new();
         assert_eq!(pack(what(&from, "named", false), &mut bytes).unwrap(), 0);

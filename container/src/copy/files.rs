@@ -75,9 +75,34 @@ impl Files<'_> {
                 file,
                 name: &name,
                 owners: true,
+                one_file_system: false,
             };
             pack(what, stream).map(drop)
         })
+    }
+
+    /// All of the root file system, without what is mounted in it.
+    pub fn export(&self) -> Result<Exchange<'_>, CopyError> {
+        match self {
+            Self::Vm(agent, id) => {
+                let mut request = copy(id, "/");
+                request.one_file_system = true;
+                let token = request.token.clone();
+                Exchange::agent(agent, &token, |agent| agent.copy_out(request))
+            }
+            Self::Host(root) => {
+                let file = find(root, "/", false).map_err(|error| lost("/", error))?;
+                Exchange::here("send the root file system as an archive", move |stream| {
+                    let what = From {
+                        file,
+                        name: Path::new("."),
+                        owners: true,
+                        one_file_system: true,
+                    };
+                    pack(what, stream).map(drop)
+                })
+            }
+        }
     }
 
     /// Takes an archive to a directory, which is there.

@@ -22,6 +22,8 @@ pub struct From<'a> {
     pub name: &'a Path,
     /// With its owners; else all is root's.
     pub owners: bool,
+    /// Without what is mounted below it.
+    pub one_file_system: bool,
 }
 
 /// Opens what is to be packed, where links lead.
@@ -35,13 +37,15 @@ pub fn pack(from: From<'_>, out: impl Write) -> io::Result<u64> {
     let mut builder = Builder::new(out);
     let mut left_out = 0;
     let mut pending: Vec<(Rc<File>, OsString, PathBuf)> = Vec::new();
+    let device = from.file.metadata()?.dev();
     let mut next = Some((from.file, from.name.to_owned()));
     while let Some((file, name)) = next {
         let about = file.metadata()?;
         if !entry(&mut builder, &file, &name, &about, from.owners)? {
             left_out += 1;
         }
-        if about.is_dir() {
+        // An overlay's files have the devices of its layers, its directories its own.
+        if about.is_dir() && (!from.one_file_system || about.dev() == device) {
             let (directory, names) = list(&file)?;
             let directory = Rc::new(directory);
             // The last is the next.

@@ -2,12 +2,15 @@
 //! as the container keeps them.
 
 mod bytes;
+mod cpuset;
 mod device;
+mod driver;
 mod health;
 mod log;
 mod mount;
 mod network;
 mod restart;
+mod swap;
 mod ulimit;
 
 use std::collections::BTreeMap;
@@ -16,15 +19,19 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::image::store::oci::Platform;
 use crate::settings::{Settings, SettingsError};
 
 pub use bytes::Bytes;
+pub use cpuset::CpuSet;
 pub use device::Device;
+pub use driver::LogDriver;
 pub use health::{Health, Period};
 pub use log::LogLimit;
 pub use mount::{Kind, Mount, Rights, Tmpfs};
 pub use network::{AddHost, Network, Port, Ports, name as transport_name};
 pub use restart::Restart;
+pub use swap::MemorySwap;
 pub use ulimit::Ulimit;
 
 /// Why an option's text is not what it should be.
@@ -54,6 +61,23 @@ pub enum OptionsError {
     /// A storage option that there is not.
     #[error("--storage-opt {0}: there is size=BYTES")]
     Storage(String),
+    /// Less memory and swap than memory.
+    #[error("--memory-swap {0} is memory and swap together: it cannot be less than --memory {1}")]
+    Swap(Bytes, Bytes),
+    /// Swap without memory.
+    #[error("--memory-swap goes with --memory")]
+    SwapAlone,
+    /// An image for another machine.
+    #[error(
+        "--platform {0}: a container runs what is for linux/amd64; 'pull --platform' gets others"
+    )]
+    Platform(Platform),
+    /// An annotation without a name or a value.
+    #[error("--annotation {0:?}: an annotation is NAME=VALUE")]
+    Annotation(String),
+    /// Options of a log that is not there.
+    #[error("--log-opt is about --log-driver json-file, and it is {0}")]
+    LogDriver(&'static str),
     /// A log option that there is not.
     #[error(
         "--log-opt {0}: there are max-size=BYTES (-1: no limit) and max-file=NUMBER, from 1 to 1000"
@@ -141,10 +165,17 @@ pub struct Options {
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Set an annotation of the OCI runtime specification
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub annotation: Vec<String>,
     /// Whether the image is pulled first
     #[arg(long, value_enum, default_value_t)]
     #[serde(skip)]
     pub pull: Pull,
+    /// What the image is for; a container runs what linux/amd64 runs
+    #[arg(long, value_name = "OS/ARCH")]
+    #[serde(skip)]
+    pub platform: Option<Platform>,
     /// Read labels from a file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -208,8 +239,20 @@ pub struct Options {
     #[arg(long, value_name = "NUMBER", help_heading = LIMITS, value_parser = cpus)]
     pub cpus: Option<f64>,
     /// Memory of the container; the VM has what its kernel needs on top
-    #[arg(short, long, value_name = "BYTES", help_heading = LIMITS)]
+    #[arg(short, long, value_name = "BYTES", help_heading = LIMITS, value_parser = memory)]
     pub memory: Option<Bytes>,
+    /// Memory and swap together; -1: no limit. A VM has no swap, so there it changes nothing
+    #[arg(long, value_name = "BYTES", help_heading = LIMITS, allow_hyphen_values = true)]
+    pub memory_swap: Option<MemorySwap>,
+    /// CPUs of the host's that it runs on, with its VM: 0-3,6
+    #[arg(long, value_name = "CPUS", help_heading = LIMITS)]
+    pub cpuset_cpus: Option<CpuSet>,
+    /// Its share of CPUs that are busy, beside others; 1024 is that of who says nothing
+    #[arg(
+        short, long, value_name = "NUMBER", help_heading = LIMITS,
+        value_parser = clap::value_parser!(u64).range(2..=262_144)
+    )]
+    pub cpu_shares: Option<u64>,
     /// Number of processes; -1: no limit
     #[arg(long, value_name = "NUMBER", help_heading = LIMITS, allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
@@ -222,6 +265,9 @@ pub struct Options {
     /// Options of the writable layer: size=BYTES
     #[arg(long, value_name = "OPTION", help_heading = LIMITS)]
     pub storage_opt: Vec<String>,
+    /// Where what it prints is kept
+    #[arg(long, value_enum, default_value_t, help_heading = LIMITS)]
+    pub log_driver: LogDriver,
     /// Options of the log: max-size=BYTES of a file, max-file=NUMBER of them
     /// [default: max-size=10m max-file=5]
     #[arg(long, value_name = "OPTION", help_heading = LIMITS)]
@@ -244,6 +290,10 @@ pub struct Options {
         long, value_name = "OPTION,…", help_heading = FILES, value_parser = Mount::from_mount
     )]
     pub mount: Vec<Mount>,
+    /// All that another container has from outside: its volumes, and directories and files of the host
+    #[arg(long, value_name = "CONTAINER[:ro|rw]", help_heading = FILES)]
+    #[serde(skip)]
+    pub volumes_from: Vec<String>,
     /// Mount a memory file system
     #[arg(long, value_name = "TARGET[:OPTIONS]", help_heading = FILES)]
     pub tmpfs: Vec<Tmpfs>,
@@ -328,12 +378,33 @@ const FILES: &str = "Files";
 const NET: &str = "Network";
 const WALLS: &str = "Walls";
 
-fn cpus(text: &str) -> Result<f64, String> {
+/// Less than this runs nothing: a shell has no room beside what the kernel counts as its own.
+const LEAST_MEMORY: Bytes = Bytes(6 << 20);
+/// More than any host has, and than a guest's addresses reach.
+const MOST_MEMORY: Bytes = Bytes(4 << 40);
+
+/// An amount of memory that a container can run with.
+pub fn memory(text: &str) -> Result<Bytes, String> {
+    match text.parse::<Bytes>()? {
+        bytes if bytes < LEAST_MEMORY => Err(format!("a container needs at least {LEAST_MEMORY}")),
+        bytes if bytes > MOST_MEMORY => Err(format!("a container can have at most {MOST_MEMORY}")),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number of CPUs, also a fraction.
+pub fn cpus(text: &str) -> Result<f64, String> {
     let most = f64::from(cofferdam::config::MAX_CPUS);
     match text.parse() {
         Ok(cpus) if 0.01 <= cpus && cpus <= most => Ok(cpus),
         _ => Err(format!("expected a number of CPUs from 0.01 to {most}")),
     }
+}
+
+/// CPUs in billionths.
+#[expect(clippy::cast_possible_truncation, reason = "a few CPUs at most")]
+pub fn nanocpus(cpus: f64) -> i64 {
+    (cpus * 1e9).round() as i64
 }
 
 /// What the security options say.
@@ -373,11 +444,40 @@ impl Options {
                 self.env.push(format!("{variable}={value}"));
             }
         }
-        self.log_opt = Settings::load()?.log_options(&self.log_opt);
-        self.log_limit()?;
+        self.check_limits()?;
+        match self.log_driver {
+            LogDriver::JsonFile => {
+                self.log_opt = Settings::load()?.log_options(&self.log_opt);
+                self.log_limit()?;
+            }
+            other if !self.log_opt.is_empty() => {
+                return Err(OptionsError::LogDriver(other.name()));
+            }
+            _ => {}
+        }
+        let is_bad = |text: &&String| text.split_once('=').is_none_or(|(name, _)| name.is_empty());
+        if let Some(bad) = self.annotation.iter().find(is_bad) {
+            return Err(OptionsError::Annotation(bad.clone()));
+        }
         self.security()?;
         self.disk_size()?;
         Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), OptionsError> {
+        match (self.memory_swap, self.memory) {
+            (Some(MemorySwap::Limit(both)), Some(memory)) if both < memory => {
+                return Err(OptionsError::Swap(both, memory));
+            }
+            (Some(MemorySwap::Limit(_)), None) => return Err(OptionsError::SwapAlone),
+            _ => {}
+        }
+        match &self.platform {
+            Some(platform) if *platform != Platform::default() => {
+                Err(OptionsError::Platform(platform.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The security options. There is no mandatory access control in the guest, and no filter of
@@ -528,6 +628,16 @@ mod tests {
             "--network host x",
             "--cpus 0 x",
             "-m 1x x",
+            "-m 1k x",
+            "-m 100000g x",
+            "-m 64m --memory-swap 32m x",
+            "--memory-swap 32m x",
+            "--cpuset-cpus x x",
+            "--cpu-shares 1 x",
+            "--platform linux/arm64 x",
+            "--annotation x x",
+            "--log-driver syslog x",
+            "--log-driver none --log-opt max-size=1m x",
             "--security-opt seccomp=builtin x",
             "--security-opt apparmor=docker-default x",
             "--storage-opt colour=red x",

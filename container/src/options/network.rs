@@ -78,6 +78,9 @@ impl FromStr for Port {
         };
         let number = |text: &str| match text.parse() {
             Ok(port @ 1_u16..) => Ok(port),
+            _ if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+                Err(format!("{text} is no port: they are from 1 to 65535"))
+            }
             _ => Err(bad()),
         };
         let (host, guest) = match ports.rsplit_once(':') {

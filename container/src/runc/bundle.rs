@@ -226,6 +226,7 @@ impl Bundle {
         Machine {
             kernel: None,
             cpus: cpus(&self.resources),
+            cpuset: None,
             memory: limit.map(Bytes),
             root: match &self.image {
                 Some(image) => Root::Image(image.clone()),

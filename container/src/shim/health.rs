@@ -303,7 +303,10 @@ mod tests {
         drop(running);
         // Until nobody reads it any more.
         while chatter.write_all(&[b'x'; 512]).is_ok() {}
-        assert!(silent.write_all(b"x").is_err());
+        let mut ends = [PollFd::new(&silent, PollFlags::empty())];
+        let patience = Timespec::try_from(Duration::from_secs(60)).unwrap();
+        assert_eq!(poll(&mut ends, Some(&patience)).unwrap(), 1);
+        assert!(ends[0].revents().contains(PollFlags::ERR));
         let text = reading.join().unwrap();
         assert!(
             text.starts_with("one xxx") && text.ends_with("two"),

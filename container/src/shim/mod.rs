@@ -7,6 +7,7 @@ mod clock;
 mod descriptors;
 mod drain;
 mod health;
+mod journal;
 mod monitor;
 mod output;
 mod process;
@@ -30,7 +31,10 @@ use std::time::Duration;
 
 pub use bundle::{Bundle, HOSTNAME, HOSTS, RESOLV_CONF, find_init};
 pub use output::{LogLine, Stream};
-pub use process::{ProcessError, delete as delete_process, exec as exec_process, find_runtime};
+pub use process::{
+    ProcessError, delete as delete_process, exec as exec_process, find_runtime,
+    update as update_process,
+};
 pub use rootfs::ROOTFS;
 pub use session::{
     Guest, Plan, Session, SessionError, Streams, container, exec, process, signal, size,
@@ -41,8 +45,9 @@ use cofferdam::telemetry;
 
 use crate::create::{self, CreateError};
 use crate::networks::{Link, LinkError};
+use crate::options::Restart;
 use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
-use output::Output;
+use output::{Log, Output};
 use session::End;
 use wire::Failure;
 
@@ -74,6 +79,9 @@ pub enum ShimError {
     /// The container does not run.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// Its log.
+    #[error(transparent)]
+    Log(#[from] output::OpenError),
     /// Its socket, or another file.
     #[error("{action}")]
     Io {
@@ -156,13 +164,7 @@ fn run(id: &str) -> Result<(), ShimError> {
     let state = container.state()?;
     let lock = container.lock()?;
     let listener = listen(&container)?;
-    let log = container.log();
-    let limit = container.record.options.log_limit();
-    let limit = limit.map_err(CreateError::from)?;
-    let output = Output::new(&log, limit).map_err(|source| ShimError::Io {
-        action: format!("cannot open {}", log.display()),
-        source,
-    })?;
+    let output = Output::new(Log::open(&container)?);
     let state = State {
         shim: std::process::id(),
         exit_code: 0,
@@ -299,7 +301,7 @@ impl Shim {
                 }
             };
             let life = self.life();
-            let policy = self.container.record.options.restart;
+            let policy = self.restart_policy();
             let again = life.started && !life.stopped && policy.applies(code, life.state.restarts);
             drop(life);
             if !again {
@@ -320,6 +322,14 @@ impl Shim {
             }
             pause = (pause * 2).min(LONGEST_RESTART);
         }
+    }
+
+    /// When it is started again: it may have been changed since.
+    fn restart_policy(&self) -> Restart {
+        let record = self.container.record_now();
+        record.map_or(self.container.record.options.restart, |record| {
+            record.options.restart
+        })
     }
 
     fn ended(&self, end: &End) {

@@ -25,6 +25,9 @@ const LOG: &str = "monitor.log";
 /// What its guest's console prints, to the monitor's standard output.
 const CONSOLE: &str = "console.log";
 
+/// How it ends when a vCPU does what KVM cannot go on from.
+const VCPU_ERROR: i32 = 83;
+
 /// Why there is no monitor.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
@@ -40,6 +43,12 @@ pub enum MonitorError {
         #[source]
         source: io::Error,
     },
+    /// A vCPU of its VM stopped before the agent in it answered.
+    #[error(
+        "the VM's processor stopped while its kernel started, as it does where the host's KVM cannot run \
+         Linux: 'cofferdam doctor' says whether that is so"
+    )]
+    Vcpu,
     /// It ended before the agent in its VM answered.
     #[error("the VM did not start ({status}): {said}")]
     Ended {
@@ -68,6 +77,19 @@ struct End {
 impl End {
     fn status(&self) -> MutexGuard<'_, Option<ExitStatus>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MonitorError {
+    /// Why a monitor ended too early.
+    pub fn ended(status: ExitStatus, said: String) -> Self {
+        match status.code() {
+            Some(VCPU_ERROR) => {
+                log::error!("{said}");
+                Self::Vcpu
+            }
+            _ => Self::Ended { status, said },
+        }
     }
 }
 

@@ -1,17 +1,17 @@
 //! What a container prints: into its log, and to all that are attached.
 
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::Journal;
 use super::wire::Frame;
 use crate::log_file::LogFile;
-use crate::options::LogLimit;
-use crate::state::Now;
+use crate::options::{LogDriver, OptionsError};
+use crate::state::{Container, Now};
 
 /// Frames that wait for a client that is slow; then the container waits for him, as with Docker.
 const QUEUE: usize = 64;
@@ -41,10 +41,75 @@ pub enum Stream {
     Stderr,
 }
 
+/// Where lines are kept.
+#[derive(Debug)]
+pub enum Log {
+    /// In the container's own files.
+    File(LogFile),
+    /// In the host's journal.
+    Journal(Journal),
+    /// Nowhere.
+    Nothing,
+}
+
+impl Log {
+    /// Goes on where a container's log ended.
+    pub fn open(container: &Container) -> Result<Self, OpenError> {
+        let options = &container.record.options;
+        let failed = |what: String| move |source| OpenError::Open { what, source };
+        Ok(match options.log_driver {
+            LogDriver::None => Self::Nothing,
+            LogDriver::Journald => {
+                let opened = Journal::open(&container.record);
+                Self::Journal(opened.map_err(failed("the host's journal".into()))?)
+            }
+            LogDriver::JsonFile => {
+                let path = container.log();
+                let opened = LogFile::open(&path, options.log_limit()?);
+                Self::File(opened.map_err(failed(path.display().to_string()))?)
+            }
+        })
+    }
+
+    fn write(&mut self, stream: Stream, text: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Journal(journal) => journal.write(stream, text),
+            Self::File(file) => {
+                let line = LogLine {
+                    log: String::from_utf8_lossy(text).into_owned(),
+                    stream,
+                    time: Now::text(),
+                };
+                let mut line = serde_json::to_vec(&line)?;
+                line.push(b'\n');
+                file.write(&line)
+            }
+        }
+    }
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its options.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// It cannot be opened.
+    #[error("cannot open {what}")]
+    Open {
+        /// The log.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// Where output goes.
 #[derive(Debug)]
 pub struct Output {
-    log: Mutex<LogFile>,
+    log: Mutex<Log>,
     /// The last line was lost, and that was said.
     lost: AtomicBool,
     clients: Mutex<Clients>,
@@ -69,14 +134,13 @@ pub struct Attached {
 }
 
 impl Output {
-    /// With a log that goes on where it ended.
-    pub fn new(log: &Path, limit: LogLimit) -> io::Result<Self> {
-        let log = LogFile::open(log, limit)?;
-        Ok(Self {
+    /// With a log.
+    pub fn new(log: Log) -> Self {
+        Self {
             log: Mutex::new(log),
             lost: AtomicBool::new(false),
             clients: Mutex::default(),
-        })
+        }
     }
 
     /// All frames from now on; nothing if too many get them already.
@@ -152,18 +216,8 @@ impl Output {
     }
 
     fn write(&self, stream: Stream, text: &[u8]) {
-        let line = LogLine {
-            log: String::from_utf8_lossy(text).into_owned(),
-            stream,
-            time: Now::text(),
-        };
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = serde_json::to_vec(&line)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                log.write(&line)
-            });
+        let written = log.write(stream, text);
         let lost = self.lost.swap(written.is_err(), Ordering::Relaxed);
         // Once until it is well again: the container decides how many lines there are.
         if let (Err(error), false) = (written, lost) {
@@ -179,6 +233,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::LogLimit;
 
     /// If it fails, `logs` shows other lines than the container printed, or who is attached misses
     /// some.
@@ -186,7 +241,8 @@ mod tests {
     fn output_reaches_log_and_clients() {
         let path = std::env::temp_dir().join(format!("cofferdam-log-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
-        let output = Output::new(&path, LogLimit::default()).unwrap();
+        let log = LogFile::open(&path, LogLimit::default()).unwrap();
+        let output = Output::new(Log::File(log));
         let gone = output.attach().unwrap();
         drop(gone);
         let left = output.attach().unwrap();
@@ -216,12 +272,10 @@ mod tests {
     /// has gone keeps others from coming.
     #[test]
     fn clients_are_bounded() {
-        let path = std::env::temp_dir().join(format!("cofferdam-clients-{}", std::process::id()));
-        let output = Output::new(&path, LogLimit::default()).unwrap();
+        let output = Output::new(Log::Nothing);
         let all: Vec<Attached> = std::iter::from_fn(|| output.attach()).collect();
         assert_eq!(all.len(), MAX_CLIENTS);
         output.detach(all[7].number);
         assert!(output.attach().is_some() && output.attach().is_none());
-        std::fs::remove_file(path).unwrap();
     }
 }

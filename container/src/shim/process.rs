@@ -1,7 +1,7 @@
 //! A container on the host's own kernel, for comparison: runc or crun runs the same bundle.
 
 use std::fs::{self, File};
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -174,6 +174,30 @@ pub fn exec(which: Runtime, process: &Path) -> Command {
 /// Removes what a container that nobody holds any more has left with the runtime.
 pub fn delete(which: Runtime, id: &str) {
     let _ = runtime(which).args(["delete", "--force", id]).output();
+}
+
+/// Changes the limits of a container that runs; `resources` are those of the OCI specification, as JSON.
+pub fn update(which: Runtime, id: &str, resources: &[u8]) -> Result<(), ProcessError> {
+    let run = || {
+        let mut command = runtime(which);
+        command.args(["update", "--resources", "-", id]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut input) = child.stdin.take() {
+            input.write_all(resources)?;
+        }
+        let end = child.wait_with_output()?;
+        match end.status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(
+                String::from_utf8_lossy(&end.stderr).trim().to_owned(),
+            )),
+        }
+    };
+    run().map_err(self::io("change the limits"))
 }
 
 impl Process {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use cofferdam_agent_protocol::api;
 use cofferdam_agent_protocol::stream::Name;
 use cofferdam_agent_protocol::{Client, ClientError};
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
 
 use super::bundle::Bundle;
 use super::clock::Keeper;
@@ -18,6 +20,7 @@ use super::process::{Process, ProcessError};
 use super::spawn::Place;
 use super::wire::Failure;
 use crate::limits::HostCgroup;
+use crate::options::CpuSet;
 use crate::vm::{Machine, VmError};
 
 /// How long a guest may take to boot; far more than it needs, as hosts may be slow.
@@ -49,6 +52,9 @@ pub enum SessionError {
         #[source]
         source: io::Error,
     },
+    /// CPUs that the host does not have, or not for us.
+    #[error("--cpuset-cpus {0}: this host has the CPUs {1} for it")]
+    Cpus(CpuSet, CpuSet),
     /// Its clock.
     #[error("cannot keep the guest's clock")]
     Clock {
@@ -320,6 +326,7 @@ impl Vm {
         let place = Place {
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.dir.as_fd()),
             netns: netns.map_err(|source| SessionError::Netns { source })?,
+            cpus: machine.cpuset.as_ref().map(affinity).transpose()?,
         };
         let monitor = Monitor::start(&path, &machine.run, &place)?;
         let deadline = Instant::now() + BOOT;
@@ -329,7 +336,7 @@ impl Vm {
             (Ok((agent, _)), _) => Arc::new(agent),
             (Err(_), Some(status)) => {
                 let said = monitor.said();
-                return Err(MonitorError::Ended { status, said }.into());
+                return Err(MonitorError::ended(status, said).into());
             }
             (Err(error), None) => return Err(error.into()),
         };
@@ -467,4 +474,19 @@ pub fn signal(id: &str, number: i32) -> api::SignalRequest {
     request.id = id.to_owned();
     request.signal = number.unsigned_abs();
     request
+}
+/// The set as the kernel takes it: CPUs that are there.
+fn affinity(wanted: &CpuSet) -> Result<nix::sched::CpuSet, SessionError> {
+    let here = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let is_here = |cpu: &usize| here.is_set(*cpu).unwrap_or(false);
+    if !wanted.0.iter().all(is_here) {
+        let all = (0..nix::sched::CpuSet::count()).filter(is_here).collect();
+        return Err(SessionError::Cpus(wanted.clone(), CpuSet(all)));
+    }
+    let mut set = nix::sched::CpuSet::new();
+    for cpu in &wanted.0 {
+        // It is in range: it is there.
+        let _ = set.set(*cpu);
+    }
+    Ok(set)
 }

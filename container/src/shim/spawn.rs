@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -30,6 +30,8 @@ pub struct Place<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A network namespace.
     pub netns: Option<File>,
+    /// CPUs, of which it and all that it starts get no others.
+    pub cpus: Option<CpuSet>,
 }
 
 /// Where what a process prints goes.
@@ -168,6 +170,9 @@ impl Child<'_> {
         }
         if let Some(netns) = &self.place.netns {
             setns(netns, CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(cpus) = &self.place.cpus {
+            sched_setaffinity(Pid::from_raw(0), cpus)?;
         }
         rustix::stdio::dup2_stdin(self.stdin)?;
         rustix::stdio::dup2_stdout(self.stdout)?;

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
 use cofferdam_agent_protocol::users::{self, Unknown};
 
 use crate::limits;
-use crate::options::{Bytes, Options, OptionsError, Tmpfs, pairs};
+use crate::options::{Bytes, Isolation, MemorySwap, Options, OptionsError, Tmpfs, pairs};
 use crate::root::RootDir;
 
 /// `PATH` where the image has none: Docker's.
@@ -111,8 +111,9 @@ pub fn build(
     spec.set_process(Some(process));
     spec.set_mounts(Some(mounts(options, binds)));
     spec.set_linux(Some(linux));
-    let labels: HashMap<String, String> = labels(options, image).into_iter().collect();
-    spec.set_annotations(Some(labels));
+    let mut annotations: HashMap<String, String> = labels(options, image).into_iter().collect();
+    annotations.extend(pairs(&options.annotation));
+    spec.set_annotations(Some(annotations));
     Ok(spec)
 }
 
@@ -408,21 +409,42 @@ fn linux(id: &str, options: &Options) -> Result<Linux, SpecError> {
     Ok(linux)
 }
 
-fn resources(options: &Options) -> LinuxResources {
+/// Changes a container's limits to those that its options have now; what else is said there stays.
+pub fn set_resources(spec: &mut Spec, options: &Options) {
+    let linux = spec.linux_mut().get_or_insert_default();
+    let resources = linux.resources_mut().get_or_insert_default();
+    let mut now = self::resources(options);
+    now.set_devices(resources.devices().clone());
+    *resources = now;
+}
+
+/// The limits that options ask for.
+pub fn resources(options: &Options) -> LinuxResources {
     let mut resources = LinuxResources::default();
     if let Some(limit) = options.memory {
         let bytes = i64::try_from(limit.0).unwrap_or(i64::MAX);
         let mut memory = LinuxMemory::default();
         memory.set_limit(Some(bytes));
-        // Together with memory, so: no swap.
-        memory.set_swap(Some(bytes));
+        // Together with memory; so where nothing is said there is no swap.
+        memory.set_swap(Some(match options.memory_swap {
+            Some(MemorySwap::Unlimited) => -1,
+            Some(MemorySwap::Limit(both)) => i64::try_from(both.0).unwrap_or(i64::MAX),
+            None => bytes,
+        }));
         resources.set_memory(Some(memory));
     }
+    let mut cpu = LinuxCpu::default();
     if let Some(cpus) = options.cpus {
-        let mut cpu = LinuxCpu::default();
         #[expect(clippy::cast_possible_truncation, reason = "a few CPUs at most")]
         cpu.set_quota(Some((cpus * CPU_PERIOD as f64).round() as i64));
         cpu.set_period(Some(CPU_PERIOD));
+    }
+    cpu.set_shares(options.cpu_shares);
+    // The CPUs are the host's; a VM as a whole runs on them.
+    if options.isolation == Isolation::Process {
+        cpu.set_cpus(options.cpuset_cpus.as_ref().map(ToString::to_string));
+    }
+    if cpu != LinuxCpu::default() {
         resources.set_cpu(Some(cpu));
     }
     if let Some(limit) = options.pids_limit.filter(|limit| *limit > 0) {

@@ -1,7 +1,7 @@
 //! Containers that there are: their directories, records, states, names and locks.
 //!
-//! A container is a directory below [`paths::data`](crate::paths::data) with its record, which
-//! never changes, and its state, which is replaced as a whole by a rename. Whoever runs it holds a
+//! A container is a directory below [`paths::data`](crate::paths::data) with its record, which only
+//! `rename` and `update` change, and its state, which is replaced as a whole by a rename. Whoever runs it holds a
 //! lock for as long as he lives: a state that says `running` while nobody holds the lock is what a
 //! killed shim left behind.
 
@@ -14,12 +14,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use events::{Event, Events};
-pub use names::{is_name, new_id, new_name};
+pub use names::{is_id, is_name, new_id, new_name};
 pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
 
 use crate::files::{FileError, New, file, lock_file, private_directory, remove_tree};
@@ -169,16 +170,7 @@ impl Containers {
         if record.name.is_empty() {
             record.name = new_name(|name| taken.iter().any(|c| c.record.name == name));
         }
-        if !is_name(&record.name) {
-            return Err(StateError::Name(record.name).into());
-        }
-        if let Some(other) = taken.iter().find(|c| c.record.name == record.name) {
-            return Err(StateError::NameTaken {
-                name: record.name,
-                id: other.record.id.clone(),
-            }
-            .into());
-        }
+        check_name(&taken, &record.name)?;
         let run = self.run_of(&record.id);
         let (dir, new) = (self.data.join(&record.id), format!(".new-{}", record.id));
         let new = self.data.join(new);
@@ -202,6 +194,34 @@ impl Containers {
             .map_err(StateError::from)?;
         container.dir = dir;
         Ok(container)
+    }
+
+    /// Gives a container another name, which no other has. What runs keeps the old one till it ends.
+    pub fn rename(&self, container: &Container, name: &str) -> Result<(), StateError> {
+        let _lock = lock(&self.data.join(".lock"), true)?;
+        check_name(&self.list()?, name)?;
+        let mut record: Record = load(&container.dir.join(RECORD))?;
+        name.clone_into(&mut record.name);
+        save(&container.dir.join(RECORD), &record)
+    }
+
+    /// Changes what was asked for of a container, with its specification.
+    pub fn update<E: From<StateError>>(
+        &self,
+        container: &Container,
+        change: impl FnOnce(&mut Record, &mut Spec) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _lock = lock(&self.data.join(".lock"), true)?;
+        let (record_at, spec_at) = (
+            container.dir.join(RECORD),
+            container.bundle().join("config.json"),
+        );
+        let mut record: Record = load(&record_at)?;
+        let mut spec: Spec = load(&spec_at)?;
+        change(&mut record, &mut spec)?;
+        save(&spec_at, &spec)?;
+        save(&record_at, &record)?;
+        Ok(())
     }
 
     /// What the killed left half made or half removed.
@@ -230,6 +250,20 @@ impl Containers {
     }
 }
 
+/// Whether a container may have a name beside those that there are.
+fn check_name(taken: &[Container], name: &str) -> Result<(), StateError> {
+    if !is_name(name) {
+        return Err(StateError::Name(name.to_owned()));
+    }
+    match taken.iter().find(|container| container.record.name == name) {
+        None => Ok(()),
+        Some(other) => Err(StateError::NameTaken {
+            name: name.to_owned(),
+            id: other.record.id.clone(),
+        }),
+    }
+}
+
 const RECORD: &str = "config.json";
 const STATE: &str = "state.json";
 const LOCK: &str = "lock";
@@ -255,6 +289,11 @@ impl Container {
             let _ = self.set_state(&state);
         }
         Ok(state)
+    }
+
+    /// What is asked for of it now.
+    pub fn record_now(&self) -> Result<Record, StateError> {
+        load(&self.dir.join(RECORD))
     }
 
     /// Replaces its state. Only who holds the lock may.

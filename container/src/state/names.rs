@@ -50,6 +50,11 @@ pub fn is_name(text: &str) -> bool {
     first.is_some_and(|c| c.is_ascii_alphanumeric()) && text.len() <= 200 && text.chars().all(is_ok)
 }
 
+/// Whether a text is an identifier: 64 hexadecimal digits.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// A new identifier: 64 hexadecimal digits.
 pub fn new_id() -> String {
     random::<32>()
@@ -113,6 +118,7 @@ mod tests {
             **counting.borrow() < 20
         });
         assert!(is_name(&name) && asked == 20);
-        assert!(is_name(&new_id()) && new_id().len() == 64 && new_id() != new_id());
+        assert!(is_name(&new_id()) && is_id(&new_id()) && new_id() != new_id());
+        assert!(!is_id(&name) && !is_id(&"A".repeat(64)));
     }
 }

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::options::{Health, Options, Port, Rights};
 
-/// What was asked for. It never changes.
+/// What was asked for. Only `rename` and `update` change it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// 64 hexadecimal digits.

@@ -48,6 +48,13 @@ fn containers_are_made_found_and_removed() {
     assert_eq!(all.find("one").unwrap().record.id, "abc1");
     assert_eq!(all.find("/one").unwrap().record.id, "abc1");
     assert_eq!(all.find("abd").unwrap().record.name, "two");
+    for bad in ["two", "one", "a/b", ""] {
+        assert!(all.rename(&first, bad).is_err(), "{bad}");
+    }
+    all.rename(&first, "three").unwrap();
+    assert_eq!(all.find("three").unwrap().record.id, "abc1");
+    assert!(all.find("one").is_err());
+    all.rename(&first, "one").unwrap();
     assert!(matches!(all.find("ab"), Err(StateError::Ambiguous(_))));
     for unknown in ["", "x", "../one"] {
         assert!(

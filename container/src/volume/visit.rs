@@ -105,6 +105,7 @@ fn boot(id: String, shares: Vec<Shared>, run: PathBuf) -> Result<(), VisitError>
     let machine = Machine {
         kernel: None,
         cpus: None,
+        cpuset: None,
         memory: None,
         root: Root::Layers {
             layers: vec![root],

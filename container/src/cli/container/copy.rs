@@ -303,6 +303,7 @@ impl Copy<'_> {
             file,
             name: goal.name.as_deref().unwrap_or(Path::new(".")),
             owners: self.args.archive,
+            one_file_system: false,
         };
         let mut missing = 0;
         self.files.copy_in(&dir)?.send(|archive| {

@@ -15,17 +15,42 @@ use crate::cli::format::{self, Template, table};
 use crate::create;
 use crate::options::{Bytes, Isolation, Port, pairs};
 use crate::shim::container as of;
-use crate::state::{Container, Containers, State, Status};
+use crate::state::{Container, Containers, State, StateError, Status};
 
-/// Print all that is known of containers
+/// Kinds of things that have names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Thing {
+    Container,
+    Image,
+    Volume,
+    Network,
+}
+
+impl Thing {
+    /// In the order in which a name is looked for.
+    const ALL: [Self; 4] = [Self::Container, Self::Image, Self::Volume, Self::Network];
+}
+
+/// Print all that is known of containers, images, volumes and networks
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
+    /// Only of this kind
+    #[arg(long = "type", value_name = "KIND")]
+    thing: Option<Thing>,
     /// A template such as '{{.State.Status}}'
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<Template>,
     /// Names or IDs
-    #[arg(value_name = "CONTAINER", required = true)]
+    #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+}
+
+impl Args {
+    /// The same of containers only.
+    pub(super) fn containers(self) -> Self {
+        let thing = Some(Thing::Container);
+        Self { thing, ..self }
+    }
 }
 
 /// Print the ports that a container publishes
@@ -64,6 +89,8 @@ pub(in crate::cli) struct StatsArgs {
 /// What stands in the way.
 #[derive(Debug, thiserror::Error)]
 enum InspectError {
+    #[error("No such object: {0}")]
+    Nothing(String),
     #[error("container {name} does not publish port {port}")]
     Port { name: String, port: Port },
     #[error("cannot read the cgroup {0}")]
@@ -92,22 +119,49 @@ pub(super) fn published(port: &Port) -> String {
 }
 
 pub(super) fn inspect(args: &Args) -> Outcome {
-    let containers = Containers::open()?;
-    let mut all = Vec::new();
+    let mut found = Vec::new();
+    let mut code = 0;
     for name in &args.names {
-        let container = containers.find(name)?;
-        let state = container.state()?;
-        all.push(document(&container, &state));
-    }
-    match &args.format {
-        None => print(&format::document(&Value::Array(all)))?,
-        Some(template) => {
-            for value in &all {
-                print(&format!("{}\n", template.fill(value)?))?;
+        match known(name, args.thing) {
+            Ok(value) => found.push(value),
+            // The others are shown all the same.
+            Err(failed) => {
+                eprintln!("cofferdam: {}", crate::describe(failed.error.as_ref()));
+                code = 1;
             }
         }
     }
-    Ok(0)
+    print(&format::documents(found, args.format.as_ref())?)?;
+    Ok(code)
+}
+
+/// What is known of the first thing of that name.
+fn known(name: &str, thing: Option<Thing>) -> Result<Value, Failed> {
+    let wanted = Thing::ALL
+        .into_iter()
+        .filter(|one| thing.is_none_or(|thing| thing == *one));
+    for thing in wanted {
+        let found = match thing {
+            Thing::Container => known_container(name)?,
+            Thing::Image => {
+                crate::cli::image::known(name).map_err(|error| Failed { code: 1, error })?
+            }
+            Thing::Volume => super::volume::known(name)?,
+            Thing::Network => super::network::known(name)?,
+        };
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    Err(InspectError::Nothing(name.to_owned()).into())
+}
+
+fn known_container(name: &str) -> Result<Option<Value>, Failed> {
+    match Containers::open()?.find(name) {
+        Ok(container) => Ok(Some(document(&container, &container.state()?))),
+        Err(StateError::Unknown(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// All that is known of a container, by Docker's names.
@@ -172,10 +226,10 @@ fn document(container: &Container, state: &State) -> Value {
         },
         "HostConfig": {
             "AutoRemove": options.rm,
-            "LogConfig": { "Type": "json-file", "Config": pairs(&options.log_opt) },
+            "LogConfig": { "Type": options.log_driver.name(), "Config": pairs(&options.log_opt) },
             "Isolation": options.isolation,
             "Memory": options.memory.map_or(0, |bytes| bytes.0),
-            "NanoCpus": options.cpus.map_or(0.0, |cpus| (cpus * 1e9).round()),
+            "NanoCpus": options.cpus.map_or(0, crate::options::nanocpus),
             "NetworkMode": options.network.as_ref().map_or("default".into(), |n| n.to_string()),
             "PidsLimit": options.pids_limit,
             "Privileged": options.privileged,
@@ -412,12 +466,6 @@ fn usage(container: &Container, stats: &StatsResponse, share: f64) -> Value {
 }
 
 fn show(args: &StatsArgs, rows: &[Value]) -> Result<(), Failed> {
-    if let Some(template) = &args.format {
-        for row in rows {
-            print(&format!("{}\n", template.fill(row)?))?;
-        }
-        return Ok(());
-    }
     let columns = [
         ("CONTAINER ID", "ID"),
         ("NAME", "Name"),
@@ -428,15 +476,10 @@ fn show(args: &StatsArgs, rows: &[Value]) -> Result<(), Failed> {
         ("BLOCK I/O", "BlockIO"),
         ("PIDS", "PIDs"),
     ];
-    let mut lines = vec![columns.map(|(head, _)| head.to_owned()).to_vec()];
-    let cell = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    lines.extend(
-        rows.iter()
-            .map(|row| columns.map(|(_, key)| cell(row, key)).to_vec()),
-    );
-    if !args.no_stream {
+    if !args.no_stream && args.format.is_none() {
         // A terminal's way of saying: from the top, on an empty screen.
         print("\x1b[H\x1b[2J")?;
     }
-    Ok(print(&table(&lines))?)
+    let text = format::list(rows, &columns, None, args.format.as_ref())?;
+    Ok(print(&text)?)
 }

@@ -1,12 +1,10 @@
 //! `ps`.
 
-use std::fmt::Write as _;
-
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Outcome, print};
-use crate::cli::format::{Template, ago, table};
+use crate::cli::format::{Template, ago, list};
 use crate::create;
 use crate::state::{Container, Containers, State, Status, timestamp};
 
@@ -31,7 +29,7 @@ pub(in crate::cli) struct PsArgs {
     /// Only those with: name=…, id=…, status=…, label=NAME[=VALUE], ancestor=IMAGE, exited=CODE, health=STATUS
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// `json`, or a template such as '{{.ID}} {{.Names}}'
+    /// `json`, or a template such as '{{.ID}} {{.Names}}' or 'table {{.Names}}\t{{.Status}}'
     #[arg(long, value_name = "FORMAT")]
     format: Option<Template>,
 }
@@ -72,36 +70,21 @@ pub(super) fn ps(args: &PsArgs) -> Outcome {
         }
         all.retain(|(container, state)| passes(container, state, key, value));
     }
-    let mut text = String::new();
-    let rows = all.iter().map(|(c, state)| row(c, state, args.no_trunc));
-    match (&args.format, args.quiet) {
-        (Some(template), _) => {
-            for row in rows {
-                let _ = writeln!(text, "{}", template.fill(&row)?);
-            }
-        }
-        (None, true) => {
-            for row in rows {
-                let _ = writeln!(text, "{}", row["ID"].as_str().unwrap_or_default());
-            }
-        }
-        (None, false) => {
-            let columns = [
-                ("CONTAINER ID", "ID"),
-                ("IMAGE", "Image"),
-                ("COMMAND", "Command"),
-                ("CREATED", "RunningFor"),
-                ("STATUS", "Status"),
-                ("PORTS", "Ports"),
-                ("NAMES", "Names"),
-            ];
-            let cell = |row: &Value, key| row[key].as_str().unwrap_or_default().to_owned();
-            let mut lines = vec![columns.map(|(head, _)| head.to_owned()).to_vec()];
-            lines.extend(rows.map(|row| columns.map(|(_, key)| cell(&row, key)).to_vec()));
-            text = table(&lines);
-        }
-    }
-    print(&text)?;
+    let rows: Vec<Value> = all
+        .iter()
+        .map(|(container, state)| row(container, state, args.no_trunc))
+        .collect();
+    let columns = [
+        ("CONTAINER ID", "ID"),
+        ("IMAGE", "Image"),
+        ("COMMAND", "Command"),
+        ("CREATED", "RunningFor"),
+        ("STATUS", "Status"),
+        ("PORTS", "Ports"),
+        ("NAMES", "Names"),
+    ];
+    let id = args.quiet.then_some("ID");
+    print(&list(&rows, &columns, id, args.format.as_ref())?)?;
     Ok(0)
 }
 

@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::{Outcome, each, print};
-use crate::cli::format::{self, table};
+use super::{Failed, Outcome, each, print};
+use crate::cli::ask::confirmed;
+use crate::cli::format::{self, Template};
 use crate::networks::{DEFAULT, Network, Networks, NetworksError, Subnet, Wanted};
 use crate::options::Network as Chosen;
 use crate::paths;
@@ -37,9 +38,15 @@ pub(in crate::cli) enum Command {
         /// Only their names
         #[arg(short, long)]
         quiet: bool,
+        /// `json`, or a template such as '{{.Name}} {{.Subnet}}'
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Template>,
     },
     /// Print all that is known of networks
     Inspect {
+        /// A template such as '{{.Subnet}}'
+        #[arg(short, long, value_name = "FORMAT")]
+        format: Option<Template>,
         /// Names
         #[arg(value_name = "NETWORK", required = true)]
         names: Vec<String>,
@@ -54,12 +61,12 @@ pub(in crate::cli) enum Command {
     /// Remove all networks that no container has
     Prune {
         /// Do not ask
-        #[arg(short, long, required = true)]
+        #[arg(short, long)]
         force: bool,
     },
 }
 
-pub(super) fn run(command: Command) -> Outcome {
+pub(in crate::cli) fn run(command: Command) -> Outcome {
     let networks = Networks::at(&paths::data());
     match command {
         Command::Create {
@@ -79,49 +86,71 @@ pub(super) fn run(command: Command) -> Outcome {
             print(&format!("{}\n", network.name))?;
             Ok(0)
         }
-        Command::Ls { quiet } => {
-            let mut lines = Vec::new();
-            if !quiet {
-                lines.push(
-                    ["NETWORK ID", "NAME", "DRIVER", "SUBNET"]
-                        .map(str::to_owned)
-                        .to_vec(),
-                );
-            }
+        Command::Ls { quiet, format } => {
             // So that it is seen before it is used.
             networks.find(DEFAULT)?;
-            for network in networks.list()? {
-                let id = network.id.chars().take(12).collect();
-                lines.push(match quiet {
-                    true => vec![network.name],
-                    false => vec![id, network.name, network.driver, network.subnet.to_string()],
-                });
-            }
-            print(&table(&lines))?;
+            let rows: Vec<Value> = networks.list()?.iter().map(row).collect();
+            let columns = [
+                ("NETWORK ID", "ID"),
+                ("NAME", "Name"),
+                ("DRIVER", "Driver"),
+                ("SUBNET", "Subnet"),
+            ];
+            let id = quiet.then_some("Name");
+            print(&format::list(&rows, &columns, id, format.as_ref())?)?;
             Ok(0)
         }
-        Command::Inspect { names } => {
+        Command::Inspect { format, names } => {
             let found: Result<Vec<Value>, NetworksError> = names
                 .iter()
                 .map(|name| Ok(document(&networks, &networks.find(name)?)))
                 .collect();
-            print(&format::document(&json!(found?)))?;
+            print(&format::documents(found?, format.as_ref())?)?;
             Ok(0)
         }
         Command::Rm { names } => each(&names, |name| {
             networks.remove(name, user(name)?.as_deref())?;
             Ok(print(&format!("{name}\n"))?)
         }),
-        Command::Prune { force: _ } => {
-            for network in networks.list()? {
-                if network.name != DEFAULT && user(&network.name)?.is_none() {
-                    networks.remove(&network.name, None)?;
-                    print(&format!("{}\n", network.name))?;
-                }
+        Command::Prune { force } => {
+            if force || confirmed("all networks that no container has")? {
+                remove_unused()?;
             }
             Ok(0)
         }
     }
+}
+
+/// Removes the networks that no container has.
+pub(in crate::cli) fn remove_unused() -> Result<(), Failed> {
+    let networks = Networks::at(&paths::data());
+    for network in networks.list()? {
+        if network.name != DEFAULT && user(&network.name)?.is_none() {
+            networks.remove(&network.name, None)?;
+            print(&format!("{}\n", network.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// All there is to know about a network, if there is one of that name.
+pub(in crate::cli) fn known(name: &str) -> Result<Option<Value>, NetworksError> {
+    let networks = Networks::at(&paths::data());
+    match networks.find(name) {
+        Ok(network) => Ok(Some(document(&networks, &network))),
+        Err(NetworksError::Unknown(_) | NetworksError::Name(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn row(network: &Network) -> Value {
+    json!({
+        "ID": network.id.chars().take(12).collect::<String>(),
+        "Name": network.name,
+        "Driver": network.driver,
+        "Scope": "local",
+        "Subnet": network.subnet.to_string(),
+    })
 }
 
 fn document(networks: &Networks, network: &Network) -> Value {

@@ -1,12 +1,13 @@
 //! `volume`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Outcome, each, print};
-use crate::cli::format::{self, table};
+use super::{Failed, Outcome, each, print};
+use crate::cli::ask::confirmed;
+use crate::cli::format::{self, Template};
 use crate::create::holder;
 use crate::paths;
-use crate::state::{Containers, StateError, new_id};
+use crate::state::{Containers, StateError, is_id, new_id};
 use crate::volume::{Options, Type, VolumeError, Volumes};
 
 /// What there is to do with volumes.
@@ -31,9 +32,15 @@ pub(in crate::cli) enum Command {
         /// Only their names
         #[arg(short, long)]
         quiet: bool,
+        /// `json`, or a template such as '{{.Name}} {{.Mountpoint}}'
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Template>,
     },
     /// Print all that is known of volumes
     Inspect {
+        /// A template such as '{{.Mountpoint}}'
+        #[arg(short, long, value_name = "FORMAT")]
+        format: Option<Template>,
         /// Names
         #[arg(value_name = "VOLUME", required = true)]
         names: Vec<String>,
@@ -54,15 +61,18 @@ pub(in crate::cli) enum Command {
         #[arg(value_name = "VOLUME", required = true)]
         names: Vec<String>,
     },
-    /// Remove all volumes that no container has
+    /// Remove volumes that no container has: those that nobody named
     Prune {
+        /// Those with a name, too
+        #[arg(short, long)]
+        all: bool,
         /// Do not ask
-        #[arg(short, long, required = true)]
+        #[arg(short, long)]
         force: bool,
     },
 }
 
-pub(super) fn run(command: Command) -> Outcome {
+pub(in crate::cli) fn run(command: Command) -> Outcome {
     let volumes = Volumes::at(&paths::data());
     match command {
         Command::Create { opt, label, name } => {
@@ -74,21 +84,19 @@ pub(super) fn run(command: Command) -> Outcome {
             print(&format!("{}\n", volume.name))?;
             Ok(0)
         }
-        Command::Ls { quiet } => {
-            let all = volumes.list()?;
-            let mut lines = Vec::new();
-            if quiet {
-                lines.extend(all.iter().map(|volume| vec![volume.name.clone()]));
-            } else {
-                lines.push(vec!["DRIVER".into(), "VOLUME NAME".into()]);
-                lines.extend(all.iter().map(|v| vec![v.driver.clone(), v.name.clone()]));
-            }
-            print(&table(&lines))?;
+        Command::Ls { quiet, format } => {
+            let rows: Vec<Value> = volumes.list()?.iter().map(|one| json!(one)).collect();
+            let columns = [("DRIVER", "Driver"), ("VOLUME NAME", "Name")];
+            let id = quiet.then_some("Name");
+            print(&format::list(&rows, &columns, id, format.as_ref())?)?;
             Ok(0)
         }
-        Command::Inspect { names } => {
-            let found: Result<Vec<_>, _> = names.iter().map(|name| volumes.find(name)).collect();
-            print(&format::document(&json!(found?)))?;
+        Command::Inspect { format, names } => {
+            let found: Result<Vec<Value>, VolumeError> = names
+                .iter()
+                .map(|name| Ok(json!(volumes.find(name)?)))
+                .collect();
+            print(&format::documents(found?, format.as_ref())?)?;
             Ok(0)
         }
         Command::Update { opt, name } => {
@@ -107,16 +115,29 @@ pub(super) fn run(command: Command) -> Outcome {
             volumes.remove(name, user(name)?.as_deref())?;
             Ok(print(&format!("{name}\n"))?)
         }),
-        Command::Prune { force: _ } => {
-            for volume in volumes.list()? {
-                if user(&volume.name)?.is_none() {
-                    volumes.remove(&volume.name, None)?;
-                    print(&format!("{}\n", volume.name))?;
-                }
+        Command::Prune { all, force } => {
+            let what = match all {
+                true => "all volumes that no container has",
+                false => "all volumes without a name that no container has",
+            };
+            if force || confirmed(what)? {
+                remove_unused(all)?;
             }
             Ok(0)
         }
     }
+}
+
+/// Removes the volumes that no container has; those that somebody named only if `all` go.
+pub(in crate::cli) fn remove_unused(all: bool) -> Result<(), Failed> {
+    let volumes = Volumes::at(&paths::data());
+    for volume in volumes.list()? {
+        if (all || is_id(&volume.name)) && user(&volume.name)?.is_none() {
+            volumes.remove(&volume.name, None)?;
+            print(&format!("{}\n", volume.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// A container that has the volume.
@@ -126,4 +147,13 @@ fn user(volume: &str) -> Result<Option<String>, StateError> {
         .into_iter()
         .find(|container| container.has_volume(volume))
         .map(|container| container.record.name))
+}
+
+/// All there is to know about a volume, if there is one of that name.
+pub(in crate::cli) fn known(name: &str) -> Result<Option<Value>, VolumeError> {
+    match Volumes::at(&paths::data()).find(name) {
+        Ok(volume) => Ok(Some(json!(volume))),
+        Err(VolumeError::Unknown(_) | VolumeError::Name(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }

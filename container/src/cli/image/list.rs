@@ -3,28 +3,19 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use clap::{Args, ValueEnum};
-use cofferdam::text::visible_json;
+use clap::Args;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Outcome;
-use crate::cli::format::{document, table};
+use super::filter::{About, Filter, moment, times};
+use crate::cli::format::{Template, documents, list};
 use crate::image::reference::Reference;
-use crate::image::store::Record;
+use crate::image::store::{Error, Record};
 use crate::image::{Store, digest::Digest};
 
 const NONE: &str = "<none>";
-
-/// How lists are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Columns
-    Table,
-    /// An object a line
-    Json,
-}
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Images {
@@ -43,9 +34,13 @@ pub(in crate::cli) struct Images {
     /// Whole ids
     #[arg(long)]
     no_trunc: bool,
-    /// How to write it
-    #[arg(long, default_value = "table")]
-    format: Format,
+    /// Only those with: reference=PATTERN, dangling=true|false, label=NAME[=VALUE], before=IMAGE,
+    /// since=IMAGE
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
+    /// `json`, or a template such as '{{.Repository}}:{{.Tag}}' or 'table {{.ID}}\t{{.Size}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Template>,
 }
 
 #[derive(Debug, Args)]
@@ -58,13 +53,16 @@ pub(in crate::cli) struct History {
     /// Whole commands
     #[arg(long)]
     no_trunc: bool,
-    /// How to write it
-    #[arg(long, default_value = "table")]
-    format: Format,
+    /// `json`, or a template such as '{{.CreatedBy}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Template>,
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Inspect {
+    /// A template such as '{{.Config.Env}}'
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Template>,
     /// Names or ids
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -75,6 +73,7 @@ pub(super) fn images(wanted: &Images) -> Outcome {
     let store = Store::open_default()?;
     let mut rows = Vec::new();
     let mut seen = Vec::new();
+    let times = times(&store, &wanted.filter)?;
     for record in store.list()? {
         let id = record.manifest.config.digest;
         let names: Vec<Option<&String>> = match record.names.is_empty() {
@@ -83,9 +82,24 @@ pub(super) fn images(wanted: &Images) -> Outcome {
         };
         let config = store.config(&record)?;
         let created = config["created"].as_str().unwrap_or_default();
+        let about = About {
+            named: !record.names.is_empty(),
+            config: &config["config"],
+            created: moment(created),
+        };
+        if !wanted
+            .filter
+            .iter()
+            .all(|filter| filter.lets(&about, &times))
+        {
+            continue;
+        }
         for name in names {
             let (repository, tag) = split(name.map(String::as_str));
-            if !matches(wanted.name.as_deref(), &repository, &tag) {
+            let fits = |filter: &Filter| filter.fits(&repository, &tag);
+            if !matches(wanted.name.as_deref(), &repository, &tag)
+                || !wanted.filter.iter().all(fits)
+            {
                 continue;
             }
             if wanted.quiet && seen.contains(&id) {
@@ -112,8 +126,7 @@ pub(super) fn images(wanted: &Images) -> Outcome {
         ("CREATED", "CreatedSince"),
         ("SIZE", "Size"),
     ]);
-    write(&rows, &columns, wanted.quiet, wanted.format)?;
-    Ok(())
+    write(&rows, &columns, wanted.quiet, wanted.format.as_ref())
 }
 
 /// `cofferdam history`.
@@ -128,7 +141,7 @@ pub(super) fn history(wanted: &History) -> Outcome {
         let empty = entry["empty_layer"].as_bool().unwrap_or(false);
         let layer = if empty { None } else { layers.next() };
         let mut by = text("created_by").replace(['\n', '\t'], " ");
-        if !wanted.no_trunc && wanted.format == Format::Table && by.chars().count() > 45 {
+        if !wanted.no_trunc && wanted.format.is_none() && by.chars().count() > 45 {
             by = by.chars().take(44).chain(['…']).collect();
         }
         rows.push(json!({
@@ -152,8 +165,7 @@ pub(super) fn history(wanted: &History) -> Outcome {
         ("SIZE", "Size"),
         ("COMMENT", "Comment"),
     ];
-    write(&rows, &columns, wanted.quiet, wanted.format)?;
-    Ok(())
+    write(&rows, &columns, wanted.quiet, wanted.format.as_ref())
 }
 
 /// `cofferdam image inspect`.
@@ -161,12 +173,21 @@ pub(super) fn inspect(wanted: &Inspect) -> Outcome {
     let store = Store::open_default()?;
     let mut found = Vec::new();
     for name in &wanted.images {
-        let record = store.find(name)?;
-        found.push(describe(&store, &record)?);
+        found.push(describe(&store, &store.find(name)?)?);
     }
-    let mut out = io::stdout().lock();
-    out.write_all(document(&Value::Array(found)).as_bytes())?;
+    let text = documents(found, wanted.format.as_ref())?;
+    io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// All there is to know about an image, if there is one of that name or ID.
+pub(in crate::cli) fn known(name: &str) -> Result<Option<Value>, Box<dyn std::error::Error>> {
+    let store = Store::open_default()?;
+    match store.find(name) {
+        Ok(record) => Ok(Some(describe(&store, &record)?)),
+        Err(Error::NotFound(_) | Error::Name(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn describe(store: &Store, record: &Record) -> Result<Value, Box<dyn std::error::Error>> {
@@ -232,7 +253,7 @@ fn shown(id: Digest, whole: bool) -> String {
 }
 
 /// Bytes for people, as Docker: three digits, powers of 1000.
-pub(super) fn size(bytes: u64) -> String {
+pub(in crate::cli) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut units = ["B", "kB", "MB", "GB", "TB"].iter();
     let mut unit = units.next();
@@ -267,38 +288,14 @@ fn since(time: &str) -> String {
     format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
 }
 
-/// Rows as a table of some columns (title, key), as objects, or only their ids.
-pub(crate) fn write(
+fn write(
     rows: &[Value],
     columns: &[(&str, &str)],
     quiet: bool,
-    format: Format,
-) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    if quiet || format == Format::Json {
-        for row in rows {
-            match quiet {
-                true => writeln!(out, "{}", text(row, "ID"))?,
-                false => writeln!(out, "{}", visible_json(&row.to_string()))?,
-            }
-        }
-        return Ok(());
-    }
-    let mut lines = vec![
-        columns
-            .iter()
-            .map(|(title, _)| (*title).to_owned())
-            .collect(),
-    ];
-    let cells = |row| {
-        columns
-            .iter()
-            .map(|(_, key)| text(row, key))
-            .collect::<Vec<_>>()
-    };
-    lines.extend(rows.iter().map(cells));
-    out.write_all(table(&lines).as_bytes())?;
+    format: Option<&Template>,
+) -> Outcome {
+    let text = list(rows, columns, quiet.then_some("ID"), format)?;
+    io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }
 

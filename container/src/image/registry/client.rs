@@ -35,8 +35,8 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// It cannot be reached, or does not speak HTTP.
-    #[error(transparent)]
-    Http(#[from] reqwest::Error),
+    #[error("{}", plain(.0))]
+    Http(reqwest::Error),
     /// It says no.
     #[error("it answers {status}{said}")]
     Status {
@@ -68,6 +68,37 @@ pub enum ClientError {
     /// An upload that was begun leads nowhere.
     #[error("it does not say where to upload to")]
     Location,
+}
+
+impl From<reqwest::Error> for ClientError {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Http(error)
+    }
+}
+
+/// What went wrong on the way, in a sentence: the last cause says it, and those before it repeat it.
+fn plain(error: &reqwest::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    let mut whole = error.to_string();
+    while let Some(cause) = last.source() {
+        last = cause;
+        whole = format!("{whole}: {last}");
+    }
+    if whole.contains("no records found") {
+        return "there is no host of that name".into();
+    }
+    if whole.contains("dns error") {
+        return "no name server says what address that name has".into();
+    }
+    if error.is_timeout() {
+        return "it does not answer in time".into();
+    }
+    let said = last.to_string();
+    // An error's number is for programs.
+    match said.split_once(" (os error") {
+        Some((text, _)) => text.to_owned(),
+        None => said,
+    }
 }
 
 impl ClientError {
@@ -171,6 +202,12 @@ impl Client {
         })
     }
 
+    /// Whether the registry knows who we are; if it asks nobody, it knows everybody.
+    pub(super) async fn check(&self) -> Result<(), ClientError> {
+        let url = self.url_of("v2/")?;
+        self.send(&url, self.http.get(url.clone())).await.map(drop)
+    }
+
     /// A manifest or an index, of a tag or a digest.
     pub(super) async fn manifest(&self, reference: &str) -> Result<Vec<u8>, ClientError> {
         let url = self.url(&format!("manifests/{reference}"))?;
@@ -250,9 +287,12 @@ impl Client {
     }
 
     fn url(&self, what: &str) -> Result<Url, ClientError> {
-        let path = format!("v2/{}/{what}", self.repository);
-        let url = self.base.join(&path);
-        url.map_err(|_| ClientError::Realm(path))
+        self.url_of(&format!("v2/{}/{what}", self.repository))
+    }
+
+    fn url_of(&self, path: &str) -> Result<Url, ClientError> {
+        let url = self.base.join(path);
+        url.map_err(|_| ClientError::Realm(path.to_owned()))
     }
 
     /// Sends a request to `url`, as who we are if that is the registry's. What is no success is an error.
@@ -299,8 +339,11 @@ impl Client {
     async fn token(&self, challenge: &Challenge) -> Result<Access, ClientError> {
         let realm = || ClientError::Realm(challenge.realm.clone());
         let mut url = Url::parse(&challenge.realm).map_err(|_| realm())?;
-        let scope = format!("repository:{}:{}", self.repository, self.actions);
-        url.query_pairs_mut().append_pair("scope", &scope);
+        // Without one nothing is asked for but whether it knows us.
+        if !self.repository.is_empty() {
+            let scope = format!("repository:{}:{}", self.repository, self.actions);
+            url.query_pairs_mut().append_pair("scope", &scope);
+        }
         if let Some(service) = &challenge.service {
             url.query_pairs_mut().append_pair("service", service);
         }

@@ -5,6 +5,7 @@
 
 mod client;
 mod credentials;
+mod login;
 mod pull;
 mod push;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::client::{Client, ClientError, Way};
+pub use self::login::{host, login, logout};
 pub use self::pull::{Pulled, get, pull};
 pub use self::push::push;
 use super::digest::Digest;
@@ -36,9 +38,18 @@ pub enum Error {
         source: Box<ClientError>,
     },
     #[error(
-        "{registry} has no image {name}, or not for you; `podman login` or `docker login` tells it who you are"
+        "{registry} has no image {name}, or not for you; 'cofferdam login {registry}' tells it who you are"
     )]
     Refused { registry: String, name: String },
+    #[error("there is no image {name} here, but there is its tag {tags}")]
+    Tags {
+        name: String,
+        tags: String,
+        #[source]
+        source: Box<Error>,
+    },
+    #[error("{registry} does not know {user} with that password")]
+    Unknown { registry: String, user: String },
     #[error("{name} at {registry}")]
     Remote {
         registry: String,

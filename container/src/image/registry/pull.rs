@@ -44,7 +44,17 @@ pub fn get(
         Err(error @ store::Error::NotFound(_)) => match name.parse::<Reference>() {
             Ok(reference) => {
                 missing(&reference);
-                pull(store, &reference, options).map(|pulled| pulled.image)
+                let pulled = pull(store, &reference, options);
+                pulled.map(|pulled| pulled.image).map_err(|error| {
+                    match store.tags(&reference).unwrap_or_default() {
+                        tags if tags.is_empty() => error,
+                        tags => Error::Tags {
+                            name: reference.familiar(),
+                            tags: tags.join(", "),
+                            source: Box::new(error),
+                        },
+                    }
+                })
             }
             Err(_) => Err(error.into()),
         },

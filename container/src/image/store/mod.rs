@@ -278,6 +278,18 @@ impl Store {
 }
 
 /// A name with a digest means the image of that digest, if it came by that name.
+impl Store {
+    /// The tags that there are of an image's name.
+    pub fn tags(&self, of: &Reference) -> Result<Vec<String>, Error> {
+        let records = self.list()?;
+        let names = records.iter().flat_map(|record| &record.names);
+        let all = names.filter_map(|name| name.parse::<Reference>().ok());
+        let same =
+            all.filter(|name| (&name.registry, &name.repository) == (&of.registry, &of.repository));
+        Ok(same.filter_map(|name| name.tag).collect())
+    }
+}
+
 fn find_named<'a>(records: &'a [Record], reference: &Reference) -> Option<&'a Record> {
     let mut plain = reference.clone();
     plain.digest = None;
