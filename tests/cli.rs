@@ -10,5 +10,6 @@ mod cli {
     mod harness;
     mod life;
     mod refusals;
+    mod slips;
     mod text;
 }

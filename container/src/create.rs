@@ -173,7 +173,10 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
 fn image(store: &Store, options: &Options) -> Result<Image, CreateError> {
     let (name, how) = (&options.image, registry::Options::default());
     match options.pull {
-        Pull::Never => Ok(store.resolve(name)?),
+        Pull::Never => store.resolve(name).map_err(|error| match error {
+            ImageError::NotFound(name) => store.absent(&name).into(),
+            other => other.into(),
+        }),
         Pull::Always => {
             let name = name.parse().map_err(ImageError::from)?;
             Ok(registry::pull(store, &name, &how)?.image)

@@ -117,17 +117,25 @@ impl<E: Error + 'static> From<E> for Failed {
 /// Does it.
 pub(super) fn group(group: Group) -> Outcome {
     match group {
-        Group::Any(Command::Inspect(args)) => inspect::inspect(&args.containers()),
+        Group::Any(Command::Inspect(args)) => plain(inspect::inspect(&args.containers())),
         Group::Any(command) => run(command),
-        Group::Prune(args) => prune::prune(&args),
+        Group::Prune(args) => plain(prune::prune(&args)),
     }
 }
 
 /// Does it. Of those that run nothing of the user's, a failure of ours is no exit code of his.
 pub(super) fn run(command: Command) -> Outcome {
     let is_run = matches!(command, Command::Run(_));
-    carry_out(command).map_err(|failed| match failed.code {
-        EXIT_FAILED if !is_run => Failed { code: 1, ..failed },
+    match is_run {
+        true => carry_out(command),
+        false => plain(carry_out(command)),
+    }
+}
+
+/// A failure of ours of a command that runs nothing of the user's: 1, as with Docker.
+pub(super) fn plain(outcome: Outcome) -> Outcome {
+    outcome.map_err(|failed| match failed.code {
+        EXIT_FAILED => Failed { code: 1, ..failed },
         _ => failed,
     })
 }

@@ -19,8 +19,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cofferdam::cli::report::{fail, refuse};
 use cofferdam::vm::EXIT_USAGE;
 
-use self::container::end;
 pub(crate) use self::container::{Raw, Signals, signal};
+use self::container::{end, plain};
 use crate::shim;
 
 /// Docker's exit code for a failure of ours, not of the container's.
@@ -92,13 +92,13 @@ pub fn main() -> ExitCode {
         Ok(Ok(cli)) => match cli.command {
             Command::Container(command) => end(container::run(command)),
             Command::ContainerGroup(command) => end(container::group(command)),
-            Command::Network(command) => end(container::network::run(command)),
-            Command::Volume(command) => end(container::volume::run(command)),
-            Command::System(command) => end(system::run(&command)),
-            Command::Info(args) => end(system::info(&args)),
-            Command::Version(args) => end(system::version(&args)),
-            Command::Login(args) => end(login::login(&args)),
-            Command::Logout(args) => end(login::logout(&args)),
+            Command::Network(command) => end(plain(container::network::run(command))),
+            Command::Volume(command) => end(plain(container::volume::run(command))),
+            Command::System(command) => end(plain(system::run(&command))),
+            Command::Info(args) => end(plain(system::info(&args))),
+            Command::Version(args) => end(plain(system::version(&args))),
+            Command::Login(args) => end(plain(login::login(&args))),
+            Command::Logout(args) => end(plain(login::logout(&args))),
             Command::Image(command) => image::run(command),
             Command::Compare(args) => compare::run(&args),
         },

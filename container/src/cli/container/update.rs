@@ -19,13 +19,12 @@ needs more than those is for a container that does not run.";
 /// Change the limits of containers
 #[derive(Debug, clap::Args)]
 #[command(after_help = RULES)]
-#[group(id = "change", required = true, multiple = true)]
 pub(in crate::cli) struct Args {
     /// CPUs, also a fraction
-    #[arg(long, value_name = "NUMBER", group = "change", value_parser = crate::options::cpus)]
+    #[arg(long, value_name = "NUMBER", value_parser = crate::options::cpus)]
     cpus: Option<f64>,
     /// Memory
-    #[arg(short, long, value_name = "BYTES", group = "change")]
+    #[arg(short, long, value_name = "BYTES")]
     memory: Option<Bytes>,
     /// Number of processes; -1: no limit
     #[arg(
@@ -36,7 +35,7 @@ pub(in crate::cli) struct Args {
     )]
     pids_limit: Option<i64>,
     /// When it is started again by itself: no, always, unless-stopped, on-failure[:TIMES]
-    #[arg(long, value_name = "POLICY", group = "change")]
+    #[arg(long, value_name = "POLICY")]
     restart: Option<Restart>,
     /// Names or IDs
     #[arg(value_name = "CONTAINER", required = true)]
@@ -46,6 +45,8 @@ pub(in crate::cli) struct Args {
 /// What stands in the way.
 #[derive(Debug, thiserror::Error)]
 enum UpdateError {
+    #[error("nothing is to be changed; there are --cpus, --memory, --pids-limit and --restart")]
+    Nothing,
     #[error("the VM of container {0} has {1} vCPUs; stop it first to give it more CPUs")]
     Cpus(String, u8),
     #[error("the VM of container {0} was started with less memory; stop it first to give it more")]
@@ -55,6 +56,11 @@ enum UpdateError {
 }
 
 impl Args {
+    fn is_empty(&self) -> bool {
+        let limits = self.memory.is_none() && self.pids_limit.is_none();
+        limits && self.cpus.is_none() && self.restart.is_none()
+    }
+
     fn apply(&self, options: &mut Options) {
         options.cpus = self.cpus.or(options.cpus);
         options.memory = self.memory.or(options.memory);
@@ -64,6 +70,9 @@ impl Args {
 }
 
 pub(super) fn update(args: &Args) -> Outcome {
+    if args.is_empty() {
+        return Err(UpdateError::Nothing.into());
+    }
     let containers = Containers::open()?;
     each(&args.names, |name| {
         let container = containers.find(name)?;

@@ -55,13 +55,30 @@ pub(in crate::cli) struct Import {
     platform: Option<Platform>,
 }
 
+/// What is wrong with an archive, and with which.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", path.display())]
+struct OfFile {
+    path: PathBuf,
+    source: archive::Error,
+}
+
+fn of(path: &Path) -> impl FnOnce(archive::Error) -> OfFile + '_ {
+    |source| OfFile {
+        path: path.to_owned(),
+        source,
+    }
+}
+
 /// `cofferdam load`.
 pub(super) fn load(wanted: &Load) -> Outcome {
     let store = Store::open_default()?;
     let platform = wanted.platform.clone().unwrap_or_default();
     let loaded = match &wanted.input {
-        Some(path) if path.is_dir() => archive::load_directory(&store, path, &platform)?,
-        Some(path) => archive::load(&store, open(path)?, &platform)?,
+        Some(path) if path.is_dir() => {
+            archive::load_directory(&store, path, &platform).map_err(of(path))?
+        }
+        Some(path) => archive::load(&store, open(path)?, &platform).map_err(of(path))?,
         None if io::stdin().is_terminal() => {
             return Err("the archive is missing: --input FILE, or from a pipe".into());
         }

@@ -55,6 +55,8 @@ pub enum Error {
         "there is no image {0:?} here; `cofferdam pull` or `cofferdam load` gets one, `cofferdam images` lists them"
     )]
     NotFound(String),
+    #[error("there is no image {name} here, but there is its tag {tags}")]
+    Tags { name: String, tags: String },
     #[error("{0:?} is the beginning of several image ids; give more of it")]
     Ambiguous(String),
     #[error(transparent)]
@@ -279,6 +281,19 @@ impl Store {
 
 /// A name with a digest means the image of that digest, if it came by that name.
 impl Store {
+    /// What to tell of an image that is not there: perhaps another tag of it is.
+    pub fn absent(&self, name: &str) -> Error {
+        let reference = name.parse::<Reference>().ok();
+        let tags = reference.as_ref().and_then(|name| self.tags(name).ok());
+        match (reference, tags) {
+            (Some(name), Some(tags)) if !tags.is_empty() => Error::Tags {
+                name: name.familiar(),
+                tags: tags.join(", "),
+            },
+            _ => Error::NotFound(name.to_owned()),
+        }
+    }
+
     /// The tags that there are of an image's name.
     pub fn tags(&self, of: &Reference) -> Result<Vec<String>, Error> {
         let records = self.list()?;
