@@ -6,15 +6,19 @@ BIN     := $(TARGET)/release/cofferdam
 # Where the program looks for the default guest: ../share/cofferdam beside its own directory.
 GUEST   := $(TARGET)/share/cofferdam
 LAB     := tests/lab/run
+PREFIX  := /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench build setup guest lint fmt fuzz clean
+.PHONY: help run install test soak bench build setup guest lint fmt fuzz clean
 
 help: ## List what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup guest build ## Set up what is missing, build, boot the default guest, then run a container
 	@resources/run $(BIN)
+
+install: setup guest build ## Install programs, guest, manual and completions: make install PREFIX=/usr/local
+	@resources/install $(PREFIX)
 
 test: setup guest ## Unit tests, a short fuzz, and every test that boots something
 	@tests/run
