@@ -10,11 +10,15 @@ const STEP: u32 = 26;
 const LEFT: f64 = 112.0;
 const LONGEST: f64 = 214.0;
 
-/// The chart; none for a row without numbers.
+/// The chart; none for a row without numbers, and a line of text where all are nothing.
 pub fn render(report: &Report, row: &Row) -> Option<String> {
     let ends = report.cells(row).filter_map(|(_, cell)| end(cell));
     let most = ends.reduce(f64::max)?;
-    let scale = if most > 0.0 { LONGEST / most } else { 0.0 };
+    if most <= 0.0 {
+        let all = escape(&values(report, row));
+        return Some(format!("<p class=\"flat\">{all}</p>\n"));
+    }
+    let scale = LONGEST / most;
     let count = u32::try_from(report.columns.len()).ok()?;
     let height = count * STEP + 4;
     let mut svg = format!(
@@ -85,16 +89,15 @@ fn words(cell: &Cell) -> String {
 
 /// The chart for who does not see it.
 fn alternative(report: &Report, row: &Row) -> String {
+    format!("{}, {}: {}", row.title, row.unit, values(report, row))
+}
+
+fn values(report: &Report, row: &Row) -> String {
     let all = report.cells(row).map(|(column, cell)| {
         let value = cell.value().map_or_else(|| words(cell), digits);
         format!("{} {value}", column.label)
     });
-    format!(
-        "{}, {}: {}",
-        row.title,
-        row.unit,
-        all.collect::<Vec<_>>().join("; ")
-    )
+    all.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -116,5 +119,14 @@ mod tests {
         let network = render(&report, row("passt")).unwrap();
         assert!(network.contains(">not measured<"), "{network}");
         assert_eq!(render(&report, row("kernel")), None);
+        let mut none = row("host_calls").clone();
+        none.cells
+            .values_mut()
+            .for_each(|cell| *cell = Cell::number(0.0));
+        let flat = render(&report, &none).unwrap();
+        assert!(
+            !flat.contains("<svg") && flat.contains("VM (Cofferdam) 0"),
+            "{flat}"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! The report as one HTML file: charts and all, nothing from elsewhere, light and dark.
 
-use super::chart;
 use super::report::{Better, Cell, Group, Report, Row, digits};
 use super::text::{best, describe};
+use super::{chart, stack, verdict};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#fcfcfb;--ink:#1c1c1a;--soft:#6b6a66;--line:#dddcd8;--card:#fff;\
@@ -12,8 +12,18 @@ const STYLE: &str = "\
 body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:76rem;background:var(--page);color:var(--ink);\
 font:15px/1.5 system-ui,sans-serif}\
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem}h2{font-size:1.15rem;margin:2.5rem 0 .75rem}\
-p{margin:.25rem 0;color:var(--soft)}code{font:13px ui-monospace,monospace}\
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(22rem,1fr));gap:1rem}\
+p{margin:.25rem 0;color:var(--soft)}.verdict{font-size:1.15rem;color:var(--ink);margin:.5rem 0 1rem}\
+.large{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:1rem;margin:0 0 1.5rem}\
+.large div{padding:1rem;background:var(--card);border:1px solid var(--line);border-top:4px solid \
+var(--vm);border-radius:6px}.large b{display:block;font-size:2rem;line-height:1.2}\
+.large small{display:block;color:var(--soft)}\
+.legend span{display:inline-block;margin-right:1rem}.legend i{display:inline-block;width:.8em;\
+height:.8em;border-radius:2px;margin-right:.4em}i.runc{background:var(--runc)}\
+i.crun{background:var(--crun)}i.vm{background:var(--vm)}\
+.part0{fill:#6d4fc2;background:#6d4fc2}.part1{fill:#a58be0;background:#a58be0}\
+.part2{fill:#d0a13a;background:#d0a13a}.part3{fill:var(--soft);background:var(--soft)}\
+p.flat{color:var(--ink);font-size:13.5px}code{font:13px ui-monospace,monospace}\
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(22rem,100%),1fr));gap:1rem}\
 figure{margin:0;padding:.75rem 1rem;background:var(--card);border:1px solid var(--line);\
 border-radius:6px}\
 figcaption{font-weight:600}figcaption span{font-weight:400;color:var(--soft)}\
@@ -36,6 +46,7 @@ pub fn render(report: &Report) -> String {
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
     );
+    page.push_str(&verdict(report));
     page.push_str(&head(report));
     for group in Group::ALL {
         page.push_str(&charts(report, group));
@@ -43,6 +54,28 @@ pub fn render(report: &Report) -> String {
     page.push_str(&table(report));
     page.push_str("</body>\n</html>\n");
     page
+}
+
+/// What it comes to, before everything else.
+fn verdict(report: &Report) -> String {
+    let sentence = verdict::sentence(report).map_or_else(String::new, |text| {
+        format!("<p class=\"verdict\">{}</p>\n", escape(&text))
+    });
+    let cards: String = verdict::numbers(report)
+        .iter()
+        .map(|number| {
+            format!(
+                "<div><b>{}</b>{}<small>{}</small></div>\n",
+                escape(&number.vm),
+                number.about,
+                escape(&number.process)
+            )
+        })
+        .collect();
+    match cards.as_str() {
+        "" => sentence,
+        _ => format!("{sentence}<div class=\"large\">\n{cards}</div>\n"),
+    }
 }
 
 fn head(report: &Report) -> String {
@@ -69,15 +102,30 @@ fn head(report: &Report) -> String {
         digits(image.erofs_bytes as f64 / 1024.0),
     );
     for column in &report.columns {
-        text.push_str(&format!("<p>{}</p>\n", escape(&describe(column))));
+        text.push_str(&format!(
+            "<p class=\"legend\"><span><i class=\"{}\"></i>{}</span></p>\n",
+            escape(&column.id),
+            escape(&describe(column))
+        ));
     }
+    text.push_str(
+        "<p>A line across a bar goes from the least to the most that was measured.</p>\n",
+    );
     text
 }
 
 /// The rows of a group that have numbers.
 fn charts(report: &Report, group: Group) -> String {
-    let mut text = String::new();
+    let stacked = match group {
+        Group::Size => stack::render(report),
+        _ => None,
+    };
+    let is_stacked = stacked.is_some();
+    let mut text = stacked.unwrap_or_default();
     for row in report.group(group) {
+        if is_stacked && stack::is_part(&row.id) {
+            continue;
+        }
         let Some(svg) = chart::render(report, row) else {
             continue;
         };
@@ -194,6 +242,8 @@ mod tests {
         let page = render(&example());
         assert!(!page.contains("<script"), "{page}");
         assert!(page.contains("&lt;script&gt;"), "{page}");
+        let (verdict, table) = (page.find("class=\"large\""), page.find("<table>"));
+        assert!(verdict.unwrap() < table.unwrap(), "{page}");
         for foreign in ["http:", "https:", "url(", "src=", "@import", "<link"] {
             assert!(!page.contains(foreign), "{foreign}");
         }

@@ -8,7 +8,9 @@ pub mod report;
 mod rows;
 mod side;
 mod size;
+mod stack;
 mod text;
+mod verdict;
 mod work;
 
 use std::collections::BTreeMap;

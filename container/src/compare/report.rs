@@ -138,7 +138,7 @@ pub enum Better {
 pub enum Cell {
     /// Several times.
     Spread {
-        /// Of an even number, the higher one of the middle.
+        /// Of an even number, the mean of the two in the middle.
         median: f64,
         /// The least.
         min: f64,
@@ -166,12 +166,22 @@ impl Cell {
     /// Of numbers; nothing if there are none.
     pub fn spread(mut numbers: Vec<f64>) -> Self {
         numbers.sort_by(f64::total_cmp);
+        let middle = numbers.len() / 2;
+        let below = match numbers.len().is_multiple_of(2) {
+            true => middle.saturating_sub(1),
+            false => middle,
+        };
         match (
             numbers.first(),
-            numbers.get(numbers.len() / 2),
+            numbers.get(below),
+            numbers.get(middle),
             numbers.last(),
         ) {
-            (Some(&min), Some(&median), Some(&max)) => Self::Spread { median, min, max },
+            (Some(&min), Some(&below), Some(&above), Some(&max)) => Self::Spread {
+                median: f64::midpoint(below, above),
+                min,
+                max,
+            },
             _ => Self::missing("there is no figure"),
         }
     }
@@ -282,6 +292,8 @@ pub(super) mod tests {
     #[test]
     fn the_median_is_in_the_middle() {
         assert_eq!(Cell::spread(vec![9.0, 1.0, 5.0]).value(), Some(5.0));
+        assert_eq!(Cell::spread(vec![1.0, 3.0]).value(), Some(2.0));
+        assert_eq!(Cell::spread(vec![9.0, 1.0, 2.0, 4.0]).value(), Some(3.0));
         assert_eq!(Cell::spread(Vec::new()).value(), None);
     }
 

@@ -106,19 +106,22 @@ pub const ROWS: &[Definition] = rows! {
         "sees", "CPUs and memory seen", "", None, "what it takes for the machine's";
     }
     Harm {
-        "calm", "neighbour's longest pause", "ms", LESS,
+        "calm", "without harm: neighbour's longest pause", "ms", LESS,
             "of a container of the same kind that starts a process every 20 ms, for a second before any \
              harm is done";
         "fork", "a fork bomb", "", None,
             "processes that stay, for two seconds: on the host's kernel within --pids-limit 256, in a VM \
              without limit";
-        "fork_neighbour", "neighbour's longest pause", "ms", LESS, "meanwhile";
+        "fork_neighbour", "fork bomb: neighbour's longest pause", "ms", LESS,
+            "of a container of the same kind, meanwhile";
         "oom", "takes more memory than it may", "", None, "with --memory 64m, up to 512 MiB";
-        "oom_neighbour", "neighbour's longest pause", "ms", LESS, "meanwhile";
+        "oom_neighbour", "too much memory: neighbour's longest pause", "ms", LESS,
+            "of a container of the same kind, meanwhile";
         "panic", "panics its kernel", "", None,
             "as root with --privileged, by /proc/sysrq-trigger, in a VM only: never where the kernel is the \
              host's";
-        "panic_neighbour", "neighbour's longest pause", "ms", LESS, "meanwhile";
+        "panic_neighbour", "kernel panic: neighbour's longest pause", "ms", LESS,
+            "of a container of the same kind, meanwhile";
     }
 };
 
@@ -133,6 +136,10 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), ROWS.len());
+        let mut titles: Vec<_> = ROWS.iter().map(|row| row.title).collect();
+        titles.sort_unstable();
+        titles.dedup();
+        assert_eq!(titles.len(), ROWS.len());
         let mut groups: Vec<_> = ROWS.iter().map(|row| row.group).collect();
         groups.dedup();
         assert_eq!(groups, Group::ALL);

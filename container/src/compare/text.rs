@@ -1,6 +1,7 @@
 //! The table on the terminal.
 
 use super::report::{Better, Cell, Column, Group, Report, Row, digits};
+use super::verdict;
 
 /// No column of words is wider.
 const WIDEST: usize = 44;
@@ -43,8 +44,9 @@ fn head(report: &Report) -> String {
         }
         false => "",
     };
+    let verdict = verdict::sentence(report).map_or_else(String::new, |text| text + "\n\n");
     format!(
-        "{}: {} layer(s), {} KiB as EROFS images, {} KiB as they came\n\
+        "{verdict}{}: {} layer(s), {} KiB as EROFS images, {} KiB as they came\n\
          {} runs on {} ({} CPU(s), Linux {}{lab})\n\n",
         image.name,
         image.layers,
