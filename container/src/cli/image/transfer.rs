@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -55,6 +56,25 @@ pub(in crate::cli) struct Import {
     platform: Option<Platform>,
 }
 
+/// How much of an archive is read, of how much if that is known; it shows nothing where there is no terminal, and
+/// goes when it is done.
+fn bar(size: Option<u64>, quiet: bool) -> ProgressBar {
+    let (bar, style) = match size {
+        Some(size) => (
+            ProgressBar::new(size),
+            "{bar:30} {bytes:>11} of {total_bytes:11}",
+        ),
+        None => (ProgressBar::no_length(), "{bytes:>11}"),
+    };
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    if quiet {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar.with_finish(ProgressFinish::AndClear)
+}
+
 /// What is wrong with an archive, and with which.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", path.display())]
@@ -78,11 +98,19 @@ pub(super) fn load(wanted: &Load) -> Outcome {
         Some(path) if path.is_dir() => {
             archive::load_directory(&store, path, &platform).map_err(of(path))?
         }
-        Some(path) => archive::load(&store, open(path)?, &platform).map_err(of(path))?,
+        Some(path) => {
+            let file = open(path)?;
+            let size = path.metadata().map(|about| about.len()).ok();
+            let bar = bar(size, wanted.quiet);
+            archive::load(&store, bar.wrap_read(file), &platform).map_err(of(path))?
+        }
         None if io::stdin().is_terminal() => {
             return Err("the archive is missing: --input FILE, or from a pipe".into());
         }
-        None => archive::load(&store, io::stdin().lock(), &platform)?,
+        None => {
+            let bar = bar(None, wanted.quiet);
+            archive::load(&store, bar.wrap_read(io::stdin().lock()), &platform)?
+        }
     };
     let mut out = io::stdout().lock();
     for image in loaded {
