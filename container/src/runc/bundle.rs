@@ -191,6 +191,14 @@ impl Bundle {
     }
 
     /// Whether not even the guest's kernel can write to the root. Where the container's own /dev is in
+    /// The host's file that is the container's /etc/resolv.conf, where the engine has made one for it and
+    /// its network is its own.
+    pub(super) fn resolv_conf(&self) -> Option<&Path> {
+        let mut shares = self.shares.iter();
+        let share = shares.find(|share| share.target == Path::new("/etc/resolv.conf"))?;
+        (self.netns != Netns::Host).then_some(&share.source)
+    }
+
     /// the root, the guest makes devices there before it is read-only.
     fn is_read_only(&self) -> bool {
         let root = self.spec.root().as_ref();

@@ -18,6 +18,7 @@ mod limits;
 mod look;
 mod mounts;
 mod place;
+mod names;
 mod report;
 mod rootfs;
 mod shim;

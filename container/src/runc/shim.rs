@@ -22,7 +22,7 @@ use super::descriptors::{self, DescriptorError};
 use super::hooks::{self, HookError};
 use super::store::Container;
 use super::terminal::{Terminal, TerminalError, size_of};
-use super::{control, view};
+use super::{control, names, view};
 use crate::cli::Signals;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{Guest, Plan, Session, SessionError, Streams, process, signal, size};
@@ -222,6 +222,10 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
     };
     if bundle.may_get_network_late() {
         network.wait_for_one();
+    }
+    if let Some(file) = bundle.resolv_conf() {
+        network.nameservers = names::servers(Some(file));
+        names::serve(&container.record.run).map_err(io("answer questions for names"))?;
     }
     let machine = bundle.machine(container.record.run.clone(), network.taps());
     let streams = wanted_streams(window.is_some(), &host.others);
