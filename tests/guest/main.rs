@@ -25,6 +25,7 @@ mod health;
 mod hostile;
 mod images;
 mod kernels;
+mod init;
 mod life;
 mod memory;
 mod mounts;
