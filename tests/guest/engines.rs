@@ -227,6 +227,12 @@ impl Engine {
         self.text(&format!("cp box1:/root/in {back}"));
         assert_eq!(fs::read_to_string(back).unwrap(), "copied");
         assert!(!fs::exists("/root/in").unwrap());
+        // The guest's processes, and none of the host's.
+        for line in ["top box1", "top box1 -ef"] {
+            let top = self.text(line);
+            assert!(top.contains("trap 'exit 7' TERM"), "{line}: {top}");
+            assert!(!top.contains("shim"), "{line}: {top}");
+        }
         let stats = self.text("stats --no-stream box1");
         assert!(stats.contains('%'), "{stats}");
         self.text("pause box1");

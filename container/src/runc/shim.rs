@@ -231,7 +231,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
     let streams = wanted_streams(window.is_some(), &host.others);
     let guest = guest(&bundle, &container, (streams, window), &network, &machine)?;
     let (ready, is_ready) = channel();
-    let mirror = network.clone();
+    let (mirror, seen) = (network.clone(), container.clone());
     // All that needs the host's files is on threads of its own, which keep the host's root.
     let work = thread::spawn(move || {
         let plan = Plan::Vm(Box::new(machine), guest);
@@ -250,7 +250,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         Err(_) => return Err(io("run the container")(io::ErrorKind::Other.into())),
     }
     if bundle.has_mount_namespace {
-        view::enter(&bundle.rootfs, &bundle.shares).map_err(io("enter the container's root"))?;
+        view::enter(&seen, &bundle.shares).map_err(io("enter the container's root"))?;
     }
     Ok(Begun { work, network })
 }
