@@ -1,32 +1,16 @@
 //! Which devices the processes of a cgroup may use: a small BPF program, as cgroup v2 has it.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use crate::bpf::{self, EXIT, Instruction, Kind, LOAD_WORD, MOVE, Others, instruction};
 use crate::error::{Context, Error, Result};
 use crate::spec::DeviceRule;
 
-/// An instruction, as in linux/bpf.h.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    /// Destination in the low half, source in the high half.
-    registers: u8,
-    offset: i16,
-    value: i32,
-}
-
-const LOAD_WORD: u8 = 0x61; // BPF_LDX | BPF_MEM | BPF_W
-const MOVE: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
 const MOVE_REGISTER: u8 = 0xbf; // BPF_ALU64 | BPF_MOV | BPF_X
 const AND: u8 = 0x57; // BPF_ALU64 | BPF_AND | BPF_K
 const SHIFT_RIGHT: u8 = 0x77; // BPF_ALU64 | BPF_RSH | BPF_K
 const JUMP_UNLESS: u8 = 0x55; // BPF_JMP | BPF_JNE | BPF_K
 const JUMP_IF: u8 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const EXIT: u8 = 0x95;
 
 /// Registers of the program: its context is r1; the result goes to r0.
 const TYPE: u8 = 2;
@@ -34,15 +18,6 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
-
-fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: to | from << 4,
-        offset,
-        value,
-    }
-}
 
 /// What every container may use: the specification's default devices, terminals, and making nodes.
 const ALWAYS: [(&str, Option<i64>, Option<i64>, &str); 12] = [
@@ -166,83 +141,17 @@ fn block(rule: &DeviceRule) -> Result<Vec<Instruction>> {
     Ok(code)
 }
 
-/// What bpf(2) takes to load a program, as far as it is needed.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct Load {
-    program_type: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// What bpf(2) takes to attach one.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct Attach {
-    target: u32,
-    program: u32,
-    kind: u32,
-    flags: u32,
-}
-
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 
-/// Calls bpf(2).
-///
-/// # Safety
-/// The attributes are those of the command, and what they point to lives.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
-    // SAFETY: as the caller says; the size is that of the attributes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            size_of::<T>(),
-        )
-    };
-    match i32::try_from(result) {
-        Ok(result) if result >= 0 => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Makes the rules those of the cgroup, in place of the ones it had.
 pub fn attach(cgroup: &Path, rules: &[DeviceRule]) -> Result<()> {
-    let program = program(rules)?;
-    let doing = || "set the device rules of the container's cgroup".to_owned();
-    let load = Load {
-        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        ..Load::default()
+    let kind = Kind {
+        program: BPF_PROG_TYPE_CGROUP_DEVICE,
+        attach: BPF_CGROUP_DEVICE,
     };
-    // SAFETY: it points to `count` instructions and to a string, which outlive the call.
-    let fd = unsafe { bpf(BPF_PROG_LOAD, &load) }.context(doing)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
-    let directory = File::open(cgroup).context(doing)?;
-    let number = |fd: i32| u32::try_from(fd).unwrap_or(u32::MAX);
-    let attach = Attach {
-        target: number(directory.as_raw_fd()),
-        program: number(loaded.as_raw_fd()),
-        kind: BPF_CGROUP_DEVICE,
-        // One at a time: the new one replaces the old one.
-        flags: 0,
-    };
-    // SAFETY: it points to nothing.
-    unsafe { bpf(BPF_PROG_ATTACH, &attach) }.context(doing)?;
-    Ok(())
+    bpf::attach(cgroup, kind, &program(rules)?, Others::Replaced)
+        .context(|| "set the device rules of the container's cgroup".into())
 }
 
 #[cfg(test)]

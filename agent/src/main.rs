@@ -5,6 +5,7 @@
 
 mod archive;
 mod boot;
+mod bpf;
 mod cgroup;
 mod channel;
 mod clock;
@@ -12,6 +13,7 @@ mod containers;
 mod device_rules;
 mod error;
 mod grow;
+mod names;
 mod netlink;
 mod network;
 mod power;

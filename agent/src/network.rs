@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use nix::unistd::sethostname;
 
 use crate::error::{Context, Error, Result};
+use crate::names;
 use crate::netlink::Netlink;
 
 const CLASS: &str = "/sys/class/net";
@@ -34,6 +35,7 @@ pub fn set(request: &NetworkRequest) -> Result<()> {
     for route in &request.routes {
         add_route(&mut netlink, route)?;
     }
+    names::serve(&request.nameservers)?;
     if !request.hostname.is_empty() {
         sethostname(&request.hostname)
             .context(|| format!("set the guest's name to {}", request.hostname))?;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -154,6 +154,8 @@ const OF_TERMINAL: Rest = Rest {
 #[derive(Debug)]
 pub struct Ends {
     all: Vec<(Name, File)>,
+    /// The terminal's other side.
+    peer: Option<OwnedFd>,
 }
 
 /// What of a process's streams does not end by itself when the process does.
@@ -165,6 +167,9 @@ pub struct Live {
     inputs: Vec<File>,
     /// Dropped, its outputs come to their ends, whoever else has them.
     outputs: Vec<PipeWriter>,
+    /// A process may close its terminal, and open it again when it has something to say, as systemd does.
+    /// For as long as we have it open, too, that is not the terminal's end.
+    _peer: Option<OwnedFd>,
 }
 
 impl Live {
@@ -207,7 +212,11 @@ pub fn pipes(names: &[Name], has_terminal: bool) -> Result<(Vec<OwnedFd>, Ends)>
     };
     let all: io::Result<Vec<_>> = STANDARD.iter().chain(others).map(&mut one).collect();
     let all = all.context(|| "make the process's streams".into())?;
-    Ok((all, Ends { all: ends }))
+    let ends = Ends {
+        all: ends,
+        peer: None,
+    };
+    Ok((all, ends))
 }
 
 impl Ends {
@@ -221,12 +230,16 @@ impl Ends {
             }
         }
         self.all.splice(..0, missing);
+        self.peer = Some(peer_of(master).context(|| "open the terminal".into())?);
         Ok(self)
     }
 
     /// Starts to copy between them and the connections, which are those of the same names.
     pub fn connect(self, connections: Vec<File>, has_terminal: bool) -> Result<Live> {
-        let mut live = Live::default();
+        let mut live = Live {
+            _peer: self.peer,
+            ..Live::default()
+        };
         for ((name, end), connection) in self.all.into_iter().zip(connections) {
             let copying = thread::Builder::new()
                 .name(name.to_string())
@@ -247,6 +260,20 @@ impl Ends {
             copying.context(|| format!("start a thread for {name}"))?;
         }
         Ok(live)
+    }
+}
+
+/// The side of a terminal that programs have, whatever is mounted where they look for it.
+fn peer_of(master: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: it takes a number, and gives a descriptor.
+    let fd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    match fd {
+        0.. => {
+            // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        }
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -401,6 +428,35 @@ mod tests {
         assert_eq!(found, expected);
     }
 
+    /// If it fails, what a process prints is lost that closes its terminal and opens it again, as systemd does.
+    #[test]
+    fn a_terminal_that_is_closed_comes_back() {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let (_, ends) = pipes(&[Name::Stdout], true).unwrap();
+        let ends = ends
+            .with_terminal(&terminal.master, &[Name::Stdout])
+            .unwrap();
+        let (mut host, connection) = io::pipe().unwrap();
+        let connection = File::from(OwnedFd::from(connection));
+        let path = nix::unistd::ttyname(&terminal.slave).unwrap();
+        let live = ends.connect(vec![connection], true).unwrap();
+        let mut buffer = [0; 16];
+        for (word, slave) in [("one", Some(terminal.slave)), ("two", None)] {
+            let slave = slave.map_or_else(
+                || File::options().write(true).open(&path).unwrap(),
+                File::from,
+            );
+            (&slave).write_all(word.as_bytes()).unwrap();
+            drop(slave);
+            let count = host.read(&mut buffer).unwrap();
+            assert_eq!(&buffer[..count], word.as_bytes());
+            // Long enough for who takes that for the end.
+            thread::sleep(Duration::from_millis(50));
+        }
+        live.end();
+        assert_eq!(host.read(&mut buffer).unwrap(), 0);
+    }
+
     /// If it fails, a process has another's descriptors, or one that nobody announced.
     #[test]
     fn further_descriptors_come_behind_the_standard_ones() {
@@ -412,7 +468,8 @@ mod tests {
         assert_eq!(names, [Name::Stdout, five, three, four]);
         let (theirs, ends) = pipes(&names, true).unwrap();
         assert_eq!(theirs.len(), 6);
-        let ends = ends.with_terminal(&null().into(), &names).unwrap();
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let ends = ends.with_terminal(&terminal.master, &names).unwrap();
         let found: Vec<_> = ends.all.iter().map(|(name, _)| *name).collect();
         assert_eq!(found, names);
         for (inputs, outputs) in [

@@ -16,7 +16,7 @@ use crate::limits::{self, Limits};
 use crate::network::{self, NetworkError};
 use crate::networks;
 use crate::options::{
-    Health, Isolation, Kind, Mount, Network, Options, OptionsError, Port, Pull, Rights,
+    Health, Isolation, Kind, Mount, Network, Options, OptionsError, Port, Pull, Rights, Systemd,
 };
 use crate::paths;
 use crate::shim::{self, Bundle, Guest, HOSTNAME, HOSTS, Plan, RESOLV_CONF, ROOTFS};
@@ -118,6 +118,7 @@ pub fn create(containers: &Containers, mut options: Options) -> Result<Container
     }
     add_volumes_from(containers, &mut options)?;
     add_volumes(&mut options, &image.config);
+    add_systemd(&mut options, &image.config)?;
     let id = new_id();
     let shares = shares(&options)?;
     let run = containers.run_of(&id);
@@ -222,6 +223,9 @@ fn check_process(options: &Options) -> Result<(), CreateError> {
     if options.kernel.is_some() || !options.storage_opt.is_empty() {
         return refuse("--kernel and --storage-opt are about VMs");
     }
+    if options.systemd == Systemd::Always {
+        return refuse("--systemd=always is for VMs, which have cgroups of their own");
+    }
     if options.init {
         shim::find_init()?;
     }
@@ -297,6 +301,18 @@ fn add_volumes(options: &mut Options, config: &ImageConfiguration) {
             });
         }
     }
+}
+
+/// Where the program is systemd, it has what that needs: in a VM, whose cgroups are its own kernel's.
+fn add_systemd(options: &mut Options, config: &ImageConfiguration) -> Result<(), CreateError> {
+    let config = config.config().clone().unwrap_or_default();
+    let command = spec::command(options, &config)?;
+    if options.isolation == Isolation::Vm {
+        let env = config.env().as_deref().unwrap_or_default();
+        let program = command.first().map_or("", String::as_str);
+        options.prepare_for_systemd(program, env, config.stop_signal().is_some());
+    }
+    Ok(())
 }
 
 /// What is shared with the container: binds and volumes, which are made as needed.

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -74,6 +75,9 @@ pub(crate) struct Mirror {
     spare: Option<String>,
     interfaces: Vec<Interface>,
     routes: Vec<Route>,
+    /// Loopback addresses of the namespace's where somebody answers the guest's questions for names.
+    #[serde(default)]
+    pub(crate) nameservers: Vec<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +272,7 @@ impl Mirror {
             spare: None,
             interfaces,
             routes,
+            nameservers: Vec::new(),
         }
     }
 
@@ -345,6 +350,8 @@ impl Mirror {
             route.metric = one.metric;
             request.routes.push(route);
         }
+        let servers = self.nameservers.iter().map(Ipv4Addr::to_string);
+        request.nameservers.extend(servers);
         request
     }
 }

@@ -13,7 +13,7 @@ use crate::runc::{Runtime, big, code};
 /// An engine's client, with options that come before its commands.
 pub struct Engine {
     pub runtime: Runtime,
-    program: Vec<String>,
+    pub program: Vec<String>,
     /// Options of `run`.
     run: &'static str,
     /// The one that it talks to first.
@@ -49,6 +49,12 @@ impl Drop for Daemon {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
     }
+}
+
+/// Held by who has a dockerd, and by who must not have one beside him.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// containerd with directories of the test's own, and its socket.
@@ -137,8 +143,7 @@ impl Engine {
 
     /// Docker, with a containerd of the test's own.
     pub fn docker(runtime: Runtime, containerd_socket: &str, containerd: Daemon) -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let dockerd = dockerd(&runtime, containerd_socket);
         let socket = format!("unix://{}", runtime.path("docker.sock"));
         let engine = Self {
@@ -222,6 +227,12 @@ impl Engine {
         self.text(&format!("cp box1:/root/in {back}"));
         assert_eq!(fs::read_to_string(back).unwrap(), "copied");
         assert!(!fs::exists("/root/in").unwrap());
+        // The guest's processes, and none of the host's.
+        for line in ["top box1", "top box1 -ef"] {
+            let top = self.text(line);
+            assert!(top.contains("trap 'exit 7' TERM"), "{line}: {top}");
+            assert!(!top.contains("shim"), "{line}: {top}");
+        }
         let stats = self.text("stats --no-stream box1");
         assert!(stats.contains('%'), "{stats}");
         self.text("pause box1");

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod client;
 pub mod clock;
 pub mod devices;
+pub mod names;
 pub mod procfs;
 pub mod stream;
 pub mod users;
@@ -29,13 +30,16 @@ pub use generated::agent_ttrpc as service;
 pub use client::{Client, ClientError};
 
 /// The version of the protocol; both sides have the same or do not talk.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The guest's vsock port of the ttrpc service.
 pub const CONTROL_PORT: u32 = 1024;
 
 /// The guest's vsock port of the streams.
 pub const STREAM_PORT: u32 = 1025;
+
+/// The host's vsock port where questions to its name servers are answered ([`names`]).
+pub const NAMES_PORT: u32 = 1026;
 
 /// The service's name on the wire.
 pub const SERVICE: &str = "cofferdam.agent.v1.Agent";

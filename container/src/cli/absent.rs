@@ -10,7 +10,7 @@ const ABSENT: &[(&str, &str)] = &[
     ),
     (
         "compose",
-        "Compose runs its containers in VMs by cofferdam-runc, see docs/runtime.md",
+        "Compose runs its containers in VMs by cofferdam-runc, see docs/compose.md",
     ),
     ("search", "look for images on the registry's own pages"),
     ("swarm", "clusters run containers by cofferdam-runc"),

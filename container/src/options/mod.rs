@@ -11,6 +11,7 @@ mod mount;
 mod network;
 mod restart;
 mod swap;
+mod systemd;
 mod ulimit;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use mount::{Kind, Mount, Rights, Tmpfs};
 pub use network::{AddHost, Network, Port, Ports, name as transport_name};
 pub use restart::Restart;
 pub use swap::MemorySwap;
+pub use systemd::Systemd;
 pub use ulimit::Ulimit;
 
 /// Why an option's text is not what it should be.
@@ -212,6 +214,13 @@ pub struct Options {
     /// An init process in the container that reaps what is left to it
     #[arg(long)]
     pub init: bool,
+    /// Whether it gets what systemd needs: memory file systems, cgroups that it can write to, a terminal.
+    /// With true, if its program is /sbin/init or called systemd
+    #[arg(long, value_enum, default_value_t)]
+    pub systemd: Systemd,
+    /// Whether that is so.
+    #[arg(skip)]
+    pub is_systemd: bool,
     /// Start it again when it ends: no, always, unless-stopped, on-failure[:TIMES]
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub restart: Restart,

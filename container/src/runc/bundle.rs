@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -190,6 +191,14 @@ impl Bundle {
         self.netns == Netns::New
     }
 
+    /// The host's file that is the container's /etc/resolv.conf, where the engine has made one for it and
+    /// its network is its own.
+    pub(super) fn resolv_conf(&self) -> Option<&Path> {
+        let mut shares = self.shares.iter();
+        let share = shares.find(|share| share.target == Path::new("/etc/resolv.conf"))?;
+        (self.netns != Netns::Host).then_some(&share.source)
+    }
+
     /// Whether not even the guest's kernel can write to the root. Where the container's own /dev is in
     /// the root, the guest makes devices there before it is read-only.
     fn is_read_only(&self) -> bool {
@@ -307,6 +316,17 @@ struct Namespaces {
     has_mount: bool,
 }
 
+/// Whether a path is the network namespace of this process, the host's. What is there is nobody's to be led
+/// into a guest.
+fn is_our_netns(path: &Path) -> bool {
+    let identity = |path: &Path| {
+        let about = fs::metadata(path).ok()?;
+        Some((about.dev(), about.ino()))
+    };
+    let ours = identity(Path::new("/proc/self/ns/net"));
+    ours.is_some() && ours == identity(path)
+}
+
 /// Takes the network namespace out, and refuses what joins other containers.
 fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
     const FIELD: &str = "linux.namespaces";
@@ -325,7 +345,12 @@ fn namespaces(spec: &mut Spec) -> Result<Namespaces, BundleError> {
         match (namespace.typ(), path) {
             (LinuxNamespaceType::Network, path) => {
                 namespace.set_path(None);
-                found.network = path.map_or(Netns::New, Netns::Path);
+                found.network = match path {
+                    None => Netns::New,
+                    // As Docker has it.
+                    Some(path) if is_our_netns(&path) => Netns::Host,
+                    Some(path) => Netns::Path(path),
+                };
             }
             (kind, None) => {
                 namespace.set_path(None);
@@ -579,6 +604,15 @@ mod tests {
         let some = bundle(kinds.to_vec().into());
         assert_eq!((some.netns, some.has_mount_namespace), (Netns::New, true));
         assert_eq!(some.own_namespaces, CloneFlags::CLONE_NEWUTS);
+        // With the host's by its path, its interfaces would be led into the guest.
+        let path = format!("/proc/{}/ns/net", std::process::id());
+        let by_path = |path: &str| {
+            let kind = serde_json::json!([{"type": "network", "path": path}]);
+            bundle(kind).netns
+        };
+        assert_eq!(by_path(&path), Netns::Host);
+        let other = "/proc/self/ns/uts";
+        assert_eq!(by_path(other), Netns::Path(other.into()));
     }
 
     /// If it fails, a container bound to CPUs has another number of them.

@@ -17,7 +17,7 @@ use super::create::CreateError;
 use super::exec::ExecError;
 use super::hooks::{self, HookError};
 use super::store::{Container, Record, Status, StoreError};
-use super::{limits, look};
+use super::{limits, look, names};
 use crate::cli::signal as parse_signal;
 use crate::json;
 use crate::mirror::{self, Mirror, MirrorError};
@@ -257,8 +257,10 @@ fn warn(error: &impl std::error::Error) {
 fn mirror(container: &mut Container, agent: &Client) -> Result<(), Error> {
     let netns = container.netns();
     let before = &container.record.network;
+    let nameservers = names::servers(container.record.resolv_conf.as_deref());
     let (now, is_new) = mirror::within(&netns, || {
         let mut now = Mirror::scan()?;
+        now.nameservers = nameservers;
         let is_new = now.since(before)?;
         Ok::<_, MirrorError>((now, is_new))
     })??;

@@ -235,6 +235,7 @@ fn make(global: &Global, args: &Args, detached: bool) -> Result<Made, CreateErro
             scope: None,
             memory: memory.0,
             network: Mirror::default(),
+            resolv_conf: bundle.resolv_conf().map(Path::to_owned),
             is_on_host_network: bundle.netns == Netns::Host,
             root_mount: None,
         },

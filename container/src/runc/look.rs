@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 
 use super::cli::Global;
 use super::control::{Error, agent, io_error, running};
+use super::stand_in;
 use super::store::{Container, Status};
 use crate::shim::container as of_container;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PsArgs {
-    /// json: numbers on the host, which are those of the processes that stand for the guest's
+    /// json: numbers on the host, of processes that look like the guest's for 10 seconds
     #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
     format: String,
     /// The container's ID
@@ -66,12 +67,18 @@ pub(super) struct SpecArgs {
 
 pub(super) fn ps(global: &Global, args: &PsArgs) -> Result<(), Error> {
     let container = running(global, &args.id)?;
+    let all = || Ok::<_, Error>(agent(&container)?.pids(of_container(&container.record.id))?);
     if args.format == "json" {
-        return print(&format!("{}\n", json!([container.record.pid])));
+        // Of a guest that does not answer, the process that stands for it.
+        let pids = all().map(|all| stand_in::start(&all.processes));
+        let pids = pids.unwrap_or_default();
+        return match pids.is_empty() {
+            true => print(&format!("{}\n", json!([container.record.pid]))),
+            false => print(&format!("{}\n", json!(pids))),
+        };
     }
-    let all = agent(&container)?.pids(of_container(&container.record.id))?;
     let mut text = String::from("UID        PID  PPID S     TIME CMD\n");
-    for process in all.processes {
+    for process in all()?.processes {
         let seconds = process.cpu_us / 1_000_000;
         text.push_str(&format!(
             "{:<8} {:>5} {:>5} {} {:02}:{:02}:{:02} {}\n",

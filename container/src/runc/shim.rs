@@ -22,7 +22,7 @@ use super::descriptors::{self, DescriptorError};
 use super::hooks::{self, HookError};
 use super::store::Container;
 use super::terminal::{Terminal, TerminalError, size_of};
-use super::{control, view};
+use super::{control, names, view};
 use crate::cli::Signals;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::{Guest, Plan, Session, SessionError, Streams, process, signal, size};
@@ -223,11 +223,15 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
     if bundle.may_get_network_late() {
         network.wait_for_one();
     }
+    if let Some(file) = bundle.resolv_conf() {
+        network.nameservers = names::servers(Some(file));
+        names::serve(&container.record.run).map_err(io("answer questions for names"))?;
+    }
     let machine = bundle.machine(container.record.run.clone(), network.taps());
     let streams = wanted_streams(window.is_some(), &host.others);
     let guest = guest(&bundle, &container, (streams, window), &network, &machine)?;
     let (ready, is_ready) = channel();
-    let mirror = network.clone();
+    let (mirror, seen) = (network.clone(), container.clone());
     // All that needs the host's files is on threads of its own, which keep the host's root.
     let work = thread::spawn(move || {
         let plan = Plan::Vm(Box::new(machine), guest);
@@ -246,7 +250,7 @@ fn begin(args: &Args, control: &UnixStream) -> Result<Begun, ShimError> {
         Err(_) => return Err(io("run the container")(io::ErrorKind::Other.into())),
     }
     if bundle.has_mount_namespace {
-        view::enter(&bundle.rootfs, &bundle.shares).map_err(io("enter the container's root"))?;
+        view::enter(&seen, &bundle.shares).map_err(io("enter the container's root"))?;
     }
     Ok(Begun { work, network })
 }

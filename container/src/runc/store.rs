@@ -84,6 +84,9 @@ pub(super) struct Record {
     pub memory: u64,
     /// What the guest has been told of its network.
     pub network: Mirror,
+    /// The host's file that says where it asks for names.
+    #[serde(default)]
+    pub resolv_conf: Option<PathBuf>,
     /// It has no network namespace of its own.
     #[serde(default)]
     pub is_on_host_network: bool,
@@ -336,6 +339,7 @@ mod tests {
                 scope: None,
                 memory: 1,
                 network: Mirror::default(),
+                resolv_conf: None,
                 is_on_host_network: false,
                 root_mount: None,
             },

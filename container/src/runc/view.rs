@@ -13,13 +13,18 @@ use nix::unistd::{chdir, chroot, pivot_root};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use super::guest_proc;
 use super::mounts::Share;
+use super::store::Container;
 
 const NONE: Option<&str> = None;
 
 /// Gives this thread, which must be the process's first, such a view. Threads that there are already
-/// keep the host's.
-pub(super) fn enter(rootfs: &Path, shares: &[Share]) -> io::Result<()> {
+/// keep the host's. At /proc are the container's processes.
+pub(super) fn enter(container: &Container, shares: &[Share]) -> io::Result<()> {
+    let rootfs = container.record.rootfs.as_path();
+    // Where the host has none, nobody sees processes, and all else is as it should be.
+    let proc = guest_proc::Server::start(container.clone());
     unshare(CloneFlags::CLONE_NEWNS)?;
     // What is unmounted on the host shall go here, too, and nothing of ours show there.
     mount(NONE, "/", NONE, MsFlags::MS_SLAVE | MsFlags::MS_REC, NONE)?;
@@ -52,6 +57,9 @@ pub(super) fn enter(rootfs: &Path, shares: &[Share]) -> io::Result<()> {
             target,
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         );
+    }
+    if let Some(proc) = proc {
+        let _ = proc.mount();
     }
     Ok(())
 }

@@ -305,7 +305,10 @@ fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
 fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
     let hidden: &[&str] = &["nosuid", "noexec", "nodev"];
     let with = |more: &[&'static str]| [hidden, more].concat();
-    let sys = if options.privileged { "rw" } else { "ro" };
+    let access = |is_writable| if is_writable { "rw" } else { "ro" };
+    let sys = access(options.privileged);
+    // systemd divides the container's own.
+    let cgroup = access(options.privileged || options.is_systemd);
     let pts = [
         "nosuid",
         "noexec",
@@ -328,7 +331,7 @@ fn mounts(options: &Options, binds: &[Bind]) -> Vec<Mount> {
             "/sys/fs/cgroup",
             "cgroup",
             Path::new("cgroup"),
-            &with(&["relatime", sys]),
+            &with(&["relatime", cgroup]),
         ),
         mount("/dev/mqueue", "mqueue", Path::new("mqueue"), hidden),
         shm,
