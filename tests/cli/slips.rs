@@ -105,7 +105,7 @@ const SLIPS: &[(&str, i32, &[&str])] = &[
         &["'--volume", "nope"],
     ),
     (
-        "create --mount type=bind,source=@/none,target=/x here:1",
+        "create --mount type=bind,source=@/none,target=/x here:1 true",
         1,
         &["/none", "No such file"],
     ),

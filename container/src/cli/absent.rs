@@ -26,10 +26,6 @@ const ABSENT: &[(&str, &str)] = &[
         "--userns",
         "a VM's users are none of the host's; rootless Podman with cofferdam-runc maps them, too",
     ),
-    (
-        "--volumes-from",
-        "name the volumes, each with -v; 'inspect' of the other container lists them",
-    ),
 ];
 
 /// What to tell somebody who typed one of them.

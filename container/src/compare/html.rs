@@ -13,7 +13,7 @@ body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:76rem;background:var(--pa
 font:15px/1.5 system-ui,sans-serif}\
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem}h2{font-size:1.15rem;margin:2.5rem 0 .75rem}\
 p{margin:.25rem 0;color:var(--soft)}.verdict{font-size:1.15rem;color:var(--ink);margin:.5rem 0 1rem}\
-.large{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:1rem;margin:0 0 1.5rem}\
+.large{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr));gap:1rem;margin:0 0 1.5rem}\
 .large div{padding:1rem;background:var(--card);border:1px solid var(--line);border-top:4px solid \
 var(--vm);border-radius:6px}.large b{display:block;font-size:2rem;line-height:1.2}\
 .large small{display:block;color:var(--soft)}\
@@ -35,7 +35,9 @@ rect.runc{fill:var(--runc)}rect.crun{fill:var(--crun)}rect.vm{fill:var(--vm)}\
 th,td{text-align:left;vertical-align:top;padding:.35rem .75rem .35rem 0;\
 border-bottom:1px solid var(--line)}td{font-variant-numeric:tabular-nums}\
 th small,td small{display:block;font-weight:400;color:var(--soft)}td.best{color:var(--good);\
-font-weight:600}tr.group th{padding-top:1.25rem}";
+font-weight:600}tr.group th{padding-top:1.25rem}\
+@media(max-width:40rem){table{table-layout:fixed}th,td{overflow-wrap:anywhere;padding-right:.5rem}\
+th small{display:none}}";
 
 /// The page.
 pub fn render(report: &Report) -> String {
@@ -244,6 +246,12 @@ mod tests {
         assert!(page.contains("&lt;script&gt;"), "{page}");
         let (verdict, table) = (page.find("class=\"large\""), page.find("<table>"));
         assert!(verdict.unwrap() < table.unwrap(), "{page}");
+        for column in ["runc", "crun", "vm"] {
+            assert!(
+                page.contains(&format!("<i class=\"{column}\"></i>")),
+                "{column}"
+            );
+        }
         for foreign in ["http:", "https:", "url(", "src=", "@import", "<link"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
