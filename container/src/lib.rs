@@ -22,6 +22,7 @@ pub mod settings;
 pub mod shim;
 pub mod spec;
 pub mod state;
+mod usage;
 mod user;
 pub mod vm;
 pub mod volume;

@@ -1,8 +1,5 @@
 //! What is there in all, on this host and of this program.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::ask::confirmed;
@@ -13,6 +10,7 @@ use crate::image::Store;
 use crate::options::Isolation;
 use crate::paths;
 use crate::state::{Containers, Status};
+use crate::usage;
 use crate::volume::Volumes;
 
 /// `cofferdam system COMMAND`.
@@ -192,11 +190,11 @@ fn df(args: &Df) -> Outcome {
     }
     for container in &containers {
         let is_live = container.state().is_ok_and(|state| state.status.is_live());
-        own.add(is_live, allocated(&container.dir));
+        own.add(is_live, usage::of_tree(&container.dir));
     }
     for volume in Volumes::at(&paths::data()).list()? {
         let is_used = containers.iter().any(|c| c.has_volume(&volume.name));
-        volumes.add(is_used, allocated(&volume.mountpoint));
+        volumes.add(is_used, usage::of_tree(&volume.mountpoint));
     }
     let rows: Vec<Value> = ["Images", "Containers", "Local Volumes"]
         .into_iter()
@@ -212,18 +210,6 @@ fn df(args: &Df) -> Outcome {
     ];
     print(&list(&rows, &columns, None, args.format.as_ref())?)?;
     Ok(0)
-}
-
-/// Bytes that a file, or a directory with all that is in it, takes of the disk. No link is followed.
-fn allocated(path: &Path) -> u64 {
-    let Ok(about) = path.symlink_metadata() else {
-        return 0;
-    };
-    let below = match about.is_dir() {
-        true => std::fs::read_dir(path).into_iter().flatten().flatten(),
-        false => return about.blocks() * 512,
-    };
-    about.blocks() * 512 + below.map(|entry| allocated(&entry.path())).sum::<u64>()
 }
 
 fn prune(args: &Prune) -> Outcome {
@@ -259,11 +245,11 @@ fn prune(args: &Prune) -> Outcome {
 fn taken() -> Result<u64, Failed> {
     let containers = Containers::open()?.list()?;
     let volumes = Volumes::at(&paths::data()).list()?;
-    let own: u64 = containers.iter().map(|c| allocated(&c.dir)).sum();
+    let own: u64 = containers.iter().map(|c| usage::of_tree(&c.dir)).sum();
     Ok(own
         + volumes
             .iter()
-            .map(|v| allocated(&v.mountpoint))
+            .map(|v| usage::of_tree(&v.mountpoint))
             .sum::<u64>())
 }
 
@@ -287,20 +273,5 @@ mod tests {
             (&json!("4kB"), &json!("1kB (25%)"))
         );
         assert_eq!(Kind::default().row("x")["Reclaimable"], "0B (0%)");
-    }
-
-    /// If it fails, sparse files count as what they could hold, or links as what they lead to.
-    #[test]
-    fn the_disk_is_counted() {
-        let dir = std::env::temp_dir().join(format!("cofferdam-df-{}", std::process::id()));
-        std::fs::create_dir_all(dir.join("sub")).unwrap();
-        let empty = allocated(&dir);
-        let sparse = std::fs::File::create(dir.join("sub/sparse")).unwrap();
-        sparse.set_len(1 << 30).unwrap();
-        std::os::unix::fs::symlink("/usr", dir.join("link")).unwrap();
-        assert!(allocated(&dir) < empty + (1 << 20));
-        std::fs::write(dir.join("sub/file"), vec![1; 1 << 20]).unwrap();
-        assert!(allocated(&dir) >= empty + (1 << 20));
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

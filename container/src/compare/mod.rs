@@ -27,6 +27,7 @@ use crate::image::store::Error as ImageError;
 use crate::image::{Store, registry};
 use crate::networks::NetworksError;
 use crate::state::{Now, StateError};
+use crate::usage;
 use report::{Cell, Column, Host, ImageSize, Report, Row, SCHEMA};
 use rows::ROWS;
 use side::{Program, Side, Subject};
@@ -215,7 +216,7 @@ fn image(name: &str) -> Result<ImageSize, CompareError> {
         eprintln!("Unable to find image '{name}' locally");
     })?;
     let record = store.find(name)?;
-    let of_file = |path: &PathBuf| fs::metadata(path).map_or(0, |data| size::allocated(&data));
+    let of_file = |path: &PathBuf| fs::metadata(path).map_or(0, |data| usage::of_file(&data));
     Ok(ImageSize {
         name: name.into(),
         layers: image.layers.len(),

@@ -1,8 +1,7 @@
 //! How long a container takes to be there and be gone, and what it takes meanwhile.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use super::report::Cell;
 use super::side::{Program, Run, Side, Started};
 use super::{Cells, CompareError, Measure};
+use crate::usage;
 
 /// What [`sizes`] gives.
 pub const ROWS: &[&str] = &[
@@ -277,28 +277,10 @@ fn wall(container: &Started, is_vm: bool) -> Cell {
 
 /// Bytes that a container has on the disk for itself.
 fn disk(container: &Started) -> u64 {
-    let mut bytes = 0;
-    for directory in [&container.0.dir, &container.0.run] {
-        add_up(directory, &mut bytes);
-    }
-    bytes
-}
-
-fn add_up(path: &Path, bytes: &mut u64) {
-    let Ok(data) = fs::symlink_metadata(path) else {
-        return;
-    };
-    *bytes += allocated(&data);
-    if data.is_dir() {
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            add_up(&entry.path(), bytes);
-        }
-    }
-}
-
-/// Bytes of a file that are on the disk: holes are not.
-pub fn allocated(data: &Metadata) -> u64 {
-    data.blocks() * 512
+    [&container.0.dir, &container.0.run]
+        .into_iter()
+        .map(|directory| usage::of_tree(directory))
+        .sum()
 }
 
 #[cfg(test)]
