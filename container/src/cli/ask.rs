@@ -2,7 +2,9 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::LocalModes;
+
+use super::container::Changed;
 
 /// Whether what is said is to be done; without an answer it is not.
 pub(super) fn confirmed(what: &str) -> io::Result<bool> {
@@ -25,36 +27,10 @@ pub(super) fn line(prompt: &str) -> io::Result<String> {
 
 /// A line that the terminal does not show.
 pub(super) fn secret(prompt: &str) -> io::Result<String> {
-    let hidden = Hidden::new();
+    let hidden = Changed::by(|terminal| terminal.local_modes.remove(LocalModes::ECHO));
     let answer = line(prompt);
-    if hidden.0.is_some() {
+    if hidden.is_changed() {
         println!();
     }
     answer
-}
-
-/// The terminal of standard input, if it is one, shows nothing of what is typed until this is dropped.
-struct Hidden(Option<Termios>);
-
-impl Hidden {
-    fn new() -> Self {
-        let stdin = io::stdin();
-        let Ok(before) = tcgetattr(&stdin) else {
-            return Self(None);
-        };
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO);
-        match tcsetattr(&stdin, OptionalActions::Now, &hidden) {
-            Ok(()) => Self(Some(before)),
-            Err(_) => Self(None),
-        }
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
-        }
-    }
 }

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-pub(crate) use attach::{Raw, Signals};
+pub(crate) use attach::{Changed, Signals};
 pub(super) use logs::{EventsArgs, events};
 
 use super::{EXIT_FAILED, fail};

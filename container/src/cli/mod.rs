@@ -19,7 +19,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cofferdam::cli::report::{fail, refuse};
 use cofferdam::vm::EXIT_USAGE;
 
-pub(crate) use self::container::{Raw, Signals, signal};
+pub(crate) use self::container::{Changed, Signals, signal};
 use self::container::{end, plain};
 use crate::shim;
 

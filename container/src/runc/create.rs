@@ -23,7 +23,7 @@ use super::place::Place;
 use super::rootfs;
 use super::store::{Alive, Container, Record, Status, StoreError};
 use super::systemd::SystemdError;
-use crate::cli::{Raw, Signals};
+use crate::cli::{Changed, Signals};
 use crate::files::New;
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::shim::wire::{read_line, write_line};
@@ -172,7 +172,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<ExitCode, CreateErr
     let Some(signals) = signals else {
         return Ok(ExitCode::SUCCESS);
     };
-    let raw = Raw::new(tty);
+    let raw = Changed::raw(tty);
     let agent = std::sync::Arc::new(agent);
     let (resizing, own, theirs) = (agent.clone(), id.clone(), id.clone());
     signals.pass_on(

@@ -12,7 +12,7 @@ use super::control;
 use super::create::{CreateError, Shim, code_of, write_pid};
 use super::descriptors;
 use super::store::{Container, Status};
-use crate::cli::{Raw, Signals};
+use crate::cli::{Changed, Signals};
 use crate::state::{self, StateError, new_id};
 
 /// Between looks at a container that is frozen.
@@ -154,7 +154,7 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<ExitCode, ExecError> 
     let Some(signals) = signals else {
         return Ok(ExitCode::SUCCESS);
     };
-    let raw = Raw::new(has_terminal && args.console_socket.is_none());
+    let raw = Changed::raw(has_terminal && args.console_socket.is_none());
     // Its terminal is ours, but not its own: it hears of sizes and signals from us.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(shim.child.id()).unwrap_or(0));
     signals.pass_on(

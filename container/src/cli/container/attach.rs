@@ -1,6 +1,6 @@
 //! This process's terminal and signals as a container's.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,30 +26,40 @@ pub(in crate::cli) enum Followed {
 /// Ctrl-p, Ctrl-q: Docker's keys to leave a container.
 const DETACH: [u8; 2] = [0x10, 0x11];
 
-/// Our terminal without its own ideas of what keys mean. Dropped, it has them again.
+/// Our terminal with other settings than its own. Dropped, it has those again.
 #[derive(Debug)]
-pub(crate) struct Raw(Option<Termios>);
+pub(crate) struct Changed(Option<Termios>);
 
-impl Raw {
-    /// If standard input is a terminal, and the container has one.
-    pub(crate) fn new(tty: bool) -> Self {
-        let stdin = io::stdin();
-        if !tty || !stdin.is_terminal() {
-            return Self(None);
+impl Changed {
+    /// Without its own ideas of what keys mean, if standard input is a terminal, and the container has one.
+    pub(crate) fn raw(tty: bool) -> Self {
+        match tty {
+            true => Self::by(Termios::make_raw),
+            false => Self(None),
         }
+    }
+
+    /// Nothing changes if standard input is no terminal.
+    pub(crate) fn by(change: impl FnOnce(&mut Termios)) -> Self {
+        let stdin = io::stdin();
         let Ok(before) = tcgetattr(&stdin) else {
             return Self(None);
         };
-        let mut raw = before.clone();
-        raw.make_raw();
-        match tcsetattr(&stdin, OptionalActions::Now, &raw) {
+        let mut changed = before.clone();
+        change(&mut changed);
+        match tcsetattr(&stdin, OptionalActions::Now, &changed) {
             Ok(()) => Self(Some(before)),
             Err(_) => Self(None),
         }
     }
+
+    /// Whether it is a terminal, and so was changed.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
-impl Drop for Raw {
+impl Drop for Changed {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
@@ -180,7 +190,7 @@ impl Attachment {
             tty,
             input,
         } = self;
-        let _raw = Raw::new(tty && input);
+        let _raw = Changed::raw(tty && input);
         let detached = Arc::new(AtomicBool::new(false));
         let writer = Arc::new(Mutex::new(stream.try_clone()?));
         let send = |writer: &Mutex<UnixStream>, frame: &Frame| {

@@ -14,7 +14,7 @@ use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
-use super::attach::{Keys, Raw, Signals, show, window};
+use super::attach::{Changed, Keys, Signals, show, window};
 use super::control::{self, ControlError, agent, failed};
 use crate::options::{Isolation, Options, OptionsError};
 use crate::shim::{self, Streams, process, size};
@@ -179,7 +179,7 @@ fn follow(
     args: &Args,
     signals: Signals,
 ) -> Result<i32, ControlError> {
-    let raw = Raw::new(args.tty && args.interactive);
+    let raw = Changed::raw(args.tty && args.interactive);
     let (resizing, killing) = (Arc::clone(agent), Arc::clone(agent));
     let request = process(id, &exec);
     let (to_resize, to_kill, is_tty) = (request.clone(), request.clone(), args.tty);
