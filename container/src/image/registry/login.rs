@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::client::{Client, Way};
+use super::client::Client;
 use super::credentials::{self, Credentials};
-use super::{Error, is_loopback, runtime};
+use super::{Error, Options, connect, runtime};
 use crate::image::reference::Reference;
 
 /// The registry that a user names: its host alone, and Docker's hub by the name that images have.
@@ -32,48 +32,25 @@ pub fn logout(registry: &str) -> Result<Vec<PathBuf>, Error> {
 }
 
 async fn check(registry: &str, user: &str, password: &str, insecure: bool) -> Result<(), Error> {
-    // There is one in the process already if this is not the first connection.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let insecure = insecure || is_loopback(registry);
-    let schemes = match insecure {
-        true => &["https", "http"][..],
-        false => &["https"],
-    };
     let name = Reference {
         registry: registry.to_owned(),
         repository: String::new(),
         tag: None,
         digest: None,
     };
-    let mut failed = None;
-    for scheme in schemes {
-        let way = Way { scheme, insecure };
-        let known = Credentials::Password(user.to_owned(), password.to_owned());
-        let checked = match Client::new(&name, way, known, "") {
-            Ok(client) => client.check().await,
-            Err(error) => Err(error),
-        };
-        match checked {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_of_the_way() => failed = Some(error),
-            Err(error) if matches!(error.status(), Some(401 | 403)) => {
-                return Err(Error::Unknown {
-                    registry: registry.to_owned(),
-                    user: user.to_owned(),
-                });
-            }
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
-        }
-    }
-    match failed {
-        None => Ok(()),
-        Some(source) => Err(Error::Connect {
+    let options = Options {
+        insecure,
+        ..Options::default()
+    };
+    let known = Credentials::Password(user.to_owned(), password.to_owned());
+    let asked = async |client: &Client| client.check().await;
+    match connect(&name, &options, known, "", asked).await {
+        Ok(_) => Ok(()),
+        Err(Error::Refused { .. }) => Err(Error::Unknown {
             registry: registry.to_owned(),
-            source: Box::new(source),
+            user: user.to_owned(),
         }),
+        Err(error) => Err(error),
     }
 }
 

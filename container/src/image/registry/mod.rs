@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::client::{Client, ClientError, Way};
+use self::credentials::Credentials;
 pub use self::login::{host, login, logout};
 pub use self::pull::{Pulled, get, pull};
 pub use self::push::push;
@@ -117,17 +118,17 @@ struct Connection {
     bars: MultiProgress,
 }
 
-/// Connects, by each protocol that is allowed, until one answers to `first`. What is to be done with the
+/// Connects as somebody, by each protocol that is allowed, until one answers to `first`. What is to be done with the
 /// repository is in `actions`.
 async fn connect<T>(
     name: &Reference,
     options: &Options,
+    credentials: Credentials,
     actions: &'static str,
     first: impl AsyncFn(&Client) -> Result<T, ClientError>,
 ) -> Result<(Connection, T), Error> {
     // There is one in the process already if this is not the first connection.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let credentials = credentials::find(&name.registry)?;
     let insecure = options.insecure || is_loopback(&name.registry);
     let schemes = match insecure {
         true => &["https", "http"][..],

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::client::{Client, ClientError};
-use super::{Connection, Error, Options, connect, remote_error, runtime};
+use super::{Connection, Error, Options, connect, credentials, remote_error, runtime};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::store::oci::{self, Descriptor, Index, Manifest};
@@ -95,7 +95,14 @@ async fn fetch(
         (None, None) => "latest".to_owned(),
     };
     let get = async |client: &Client| client.manifest(&wanted).await;
-    let (connection, bytes) = connect(name, options, "pull", get).await?;
+    let (connection, bytes) = connect(
+        name,
+        options,
+        credentials::find(&name.registry)?,
+        "pull",
+        get,
+    )
+    .await?;
     let (bytes, digest) = verified(bytes, name.digest)?;
     let document: Value = parse("a manifest", &bytes)?;
     let bytes = match oci::is_index(&document) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::client::Client;
-use super::{Connection, Error, Options, connect, remote_error, runtime};
+use super::{Connection, Error, Options, connect, credentials, remote_error, runtime};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::store::oci::Descriptor;
@@ -40,7 +40,14 @@ async fn send(
     let config = &record.manifest.config;
     // Also tells whether there is a registry at all, and by which protocol.
     let first = async |client: &Client| client.has(config.digest).await;
-    let (connection, _) = connect(name, options, "pull,push", first).await?;
+    let (connection, _) = connect(
+        name,
+        options,
+        credentials::find(&name.registry)?,
+        "pull,push",
+        first,
+    )
+    .await?;
     let mut blobs: Vec<&Descriptor> = Vec::new();
     for blob in record.manifest.layers.iter().chain([config]) {
         if !blobs.iter().any(|other| other.digest == blob.digest) {
