@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 
 use super::Outcome;
-use super::control::{failed, host, root};
+use super::control::{ControlError, Host, failed, host, root};
 use crate::copy::{self, CopyError, Files, From, Owner};
 use crate::hostpath::{HostPath, HostPathError};
 use crate::options::Isolation;
-use crate::state::Containers;
+use crate::state::{Container, Containers};
 
 const RULES: &str = "\
 A directory is copied into a directory that is there, and becomes one that is not; `SOURCE/.` copies
@@ -159,14 +159,8 @@ pub(super) fn cp(args: &Args) -> Outcome {
     if places.1 == Place::Stream && io::stdout().is_terminal() {
         return Err(CpError::Terminal.into());
     }
-    let host = match container.record.options.isolation {
-        Isolation::Vm => Some(host(&container).map_err(failed)?),
-        Isolation::Process => None,
-    };
-    let files = match &host {
-        Some(host) => Files::Vm(&host.agent, &container.record.id),
-        None => Files::Host(root(&container).map_err(failed)?),
-    };
+    let holder = Holder::of(&container).map_err(failed)?;
+    let files = holder.files().map_err(failed)?;
     let copy = Copy { args, files };
     match &places {
         (Place::Container(_, from), Place::Stream) => copy.get_stream(from)?,
@@ -176,6 +170,30 @@ pub(super) fn cp(args: &Args) -> Outcome {
         _ => return Err(CpError::Sides.into()),
     }
     Ok(0)
+}
+
+/// Who has a container's files; dropped, a VM that was there for them alone ends.
+pub(super) struct Holder<'a> {
+    container: &'a Container,
+    /// None of a container on the host's kernel.
+    vm: Option<Host>,
+}
+
+impl<'a> Holder<'a> {
+    pub(super) fn of(container: &'a Container) -> Result<Self, ControlError> {
+        let vm = match container.record.options.isolation {
+            Isolation::Vm => Some(host(container)?),
+            Isolation::Process => None,
+        };
+        Ok(Self { container, vm })
+    }
+
+    pub(super) fn files(&self) -> Result<Files<'_>, ControlError> {
+        match &self.vm {
+            Some(vm) => Ok(Files::Vm(&vm.agent, &self.container.record.id)),
+            None => Ok(Files::Host(root(self.container)?)),
+        }
+    }
 }
 
 struct Copy<'a> {

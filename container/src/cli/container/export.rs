@@ -1,13 +1,13 @@
 //! `export`.
 
-use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use super::Outcome;
-use super::control::{failed, host, root};
-use crate::copy::{self, Files};
-use crate::options::Isolation;
+use super::control::failed;
+use super::copy::Holder;
+use super::{Failed, Outcome};
+use crate::copy;
+use crate::hostpath::HostPath;
 use crate::state::Containers;
 
 /// Write a container's files as a tar; without its volumes and what else is mounted
@@ -26,6 +26,8 @@ pub(in crate::cli) struct Args {
 enum ExportError {
     #[error("the archive is not written to a terminal; use --output, or send it to a pipe")]
     Terminal,
+    #[error("cannot write the archive")]
+    Output(#[source] io::Error),
     #[error("cannot write {0}")]
     Write(PathBuf, #[source] io::Error),
 }
@@ -35,20 +37,18 @@ pub(super) fn export(args: &Args) -> Outcome {
     if args.output.is_none() && io::stdout().is_terminal() {
         return Err(ExportError::Terminal.into());
     }
-    let host = match container.record.options.isolation {
-        Isolation::Vm => Some(host(&container).map_err(failed)?),
-        Isolation::Process => None,
-    };
-    let files = match &host {
-        Some(host) => Files::Vm(&host.agent, &container.record.id),
-        None => Files::Host(root(&container).map_err(failed)?),
-    };
+    let holder = Holder::of(&container).map_err(failed)?;
+    let files = holder.files().map_err(failed)?;
     let exchange = files.export()?;
-    let path = args.output.clone().unwrap_or_else(|| "-".into());
-    let written = exchange.receive(|mut archive| match &args.output {
-        Some(path) => copy::pass(&mut archive, &mut File::create(path)?),
-        None => copy::pass(&mut archive, &mut io::stdout()),
-    });
-    written.map_err(|error| ExportError::Write(path, error))?;
+    let Some(path) = &args.output else {
+        let written = exchange.receive(|mut archive| copy::pass(&mut archive, &mut io::stdout()));
+        written.map_err(ExportError::Output)?;
+        return Ok(0);
+    };
+    // As with `save`: no link is followed, and an old file stays until the new one is whole.
+    HostPath::find(path)?.write(|mut file| -> Result<(), Failed> {
+        let written = exchange.receive(|mut archive| copy::pass(&mut archive, &mut file));
+        Ok(written.map_err(|error| ExportError::Write(path.clone(), error))?)
+    })?;
     Ok(0)
 }

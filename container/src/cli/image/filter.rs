@@ -64,7 +64,7 @@ pub(super) struct About<'a> {
 }
 
 impl Filter {
-    /// Whether it lets an image through; `times` are those of the images that filters name, in their order.
+    /// Whether it lets an image through; `times` are those of the images that filters name.
     pub(super) fn lets(&self, image: &About<'_>, times: &Times) -> bool {
         match self {
             Self::Reference(_) => true,
