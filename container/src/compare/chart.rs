@@ -3,12 +3,12 @@
 use super::html::escape;
 use super::report::{Cell, Report, Row, digits};
 
-const WIDTH: u32 = 420;
-const BAR: u32 = 16;
-const STEP: u32 = 26;
+pub(super) const WIDTH: u32 = 420;
+pub(super) const BAR: u32 = 16;
+pub(super) const STEP: u32 = 26;
 /// Where bars begin, and how long the longest is.
-const LEFT: f64 = 112.0;
-const LONGEST: f64 = 214.0;
+pub(super) const LEFT: f64 = 112.0;
+pub(super) const LONGEST: f64 = 214.0;
 
 /// The chart; none for a row without numbers, and a line of text where all are nothing.
 pub fn render(report: &Report, row: &Row) -> Option<String> {

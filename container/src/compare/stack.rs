@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::chart::{BAR, LEFT, LONGEST, STEP, WIDTH};
 use super::html::escape;
 use super::report::{Column, Report, digits};
 
@@ -14,12 +15,6 @@ const PARTS: [(&str, &str); 3] = [
 const REST: &str = "its processes";
 /// The row of all together.
 pub const WHOLE: &str = "processes";
-
-const WIDTH: u32 = 420;
-const BAR: u32 = 16;
-const STEP: u32 = 26;
-const LEFT: f64 = 112.0;
-const LONGEST: f64 = 244.0;
 
 /// Whether a row is a part of the bar, and needs no chart of its own.
 pub fn is_part(row: &str) -> bool {
@@ -157,6 +152,6 @@ mod tests {
         );
         assert!(figure.contains(">not measured</text>"), "{figure}");
         // 24 of 32 of the longest bar.
-        assert!(figure.contains("width=\"183.0\""), "{figure}");
+        assert!(figure.contains("width=\"160.5\""), "{figure}");
     }
 }
