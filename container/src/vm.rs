@@ -13,6 +13,7 @@ use cofferdam_agent_protocol::api;
 use crate::limits::Limits;
 use crate::network::{self, Uplink};
 use crate::options::{Bytes, CpuSet, Port, Rights};
+use crate::state::VmSize;
 
 /// Memory of a VM whose container has no limit. What it does not touch, and what it gives back, is the
 /// host's; so this is a bound and no reservation. More of it costs, as the guest's kernel keeps 64
@@ -195,7 +196,7 @@ impl Machine {
         }));
         config.boot.cmdline = Some(CMDLINE.into());
         config.cpus = CpuConfig {
-            count: vcpus(self.cpus),
+            count: self.size().vcpus,
             ..CpuConfig::default()
         };
         config.memory.size = self.memory()?;
@@ -320,9 +321,17 @@ impl Machine {
         !is_connected && self.shares.is_empty() && self.disks.is_empty()
     }
 
+    /// How large it is, for the container in it.
+    pub fn size(&self) -> VmSize {
+        VmSize {
+            vcpus: vcpus(self.cpus),
+            memory: self.memory.unwrap_or(DEFAULT_MEMORY),
+        }
+    }
+
     /// The VM's memory: the container's, and what its kernel needs for itself.
     pub fn memory(&self) -> Result<MemorySize, VmError> {
-        let memory = self.memory.unwrap_or(DEFAULT_MEMORY).0;
+        let memory = self.size().memory.0;
         let images = match &self.root {
             Root::Layers { layers, .. } => {
                 let mut sum = 0;
@@ -477,8 +486,7 @@ fn agent_share(name: &str, rights: Rights) -> api::Share {
 }
 
 /// As many as it takes to use that much.
-/// The vCPUs of a container's VM.
-pub fn vcpus(cpus: Option<f64>) -> u8 {
+fn vcpus(cpus: Option<f64>) -> u8 {
     let cpus = cpus.unwrap_or(1.0).ceil();
     #[expect(
         clippy::cast_possible_truncation,

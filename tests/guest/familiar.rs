@@ -79,6 +79,9 @@ fn what_is_known_from_docker_is_here() {
     assert_eq!(limit(), format!("{}\n50", 64 << 20));
     let more = engine.run("update -m 1g web");
     assert_eq!(code(&more), 1);
+    // What was taken away the VM still has.
+    engine.text("update -m 100m web");
+    engine.text("update -m 64m web");
     engine.text("restart -t 0 web");
     assert_eq!(limit(), format!("{}\n50", 64 << 20));
     assert_eq!(

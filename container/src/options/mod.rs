@@ -473,7 +473,8 @@ impl Options {
         Ok(())
     }
 
-    fn check_limits(&self) -> Result<(), OptionsError> {
+    /// Whether the limits go together.
+    pub fn check_limits(&self) -> Result<(), OptionsError> {
         match (self.memory_swap, self.memory) {
             (Some(MemorySwap::Limit(both)), Some(memory)) if both < memory => {
                 return Err(OptionsError::Swap(both, memory));

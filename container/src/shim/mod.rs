@@ -45,7 +45,6 @@ use cofferdam::telemetry;
 
 use crate::create::{self, CreateError};
 use crate::networks::{Link, LinkError};
-use crate::options::Restart;
 use crate::state::{Container, Containers, Events, Lock, Now, State, StateError, Status};
 use output::{Log, Output};
 use session::End;
@@ -279,9 +278,10 @@ impl Shim {
     /// still to be dropped.
     fn live(&self) -> (i32, Option<Arc<Session>>) {
         let mut pause = RESTART;
+        let mut container = self.container.clone();
         loop {
             let mut rest = None;
-            let code = match self.live_once() {
+            let code = match self.live_once(&container) {
                 Ok((end, left)) => {
                     self.ended(&end);
                     rest = left;
@@ -300,8 +300,12 @@ impl Shim {
                     code
                 }
             };
+            // `update` may have changed what is asked for.
+            if let Ok(record) = self.container.record_now() {
+                container.record = record;
+            }
             let life = self.life();
-            let policy = self.restart_policy();
+            let policy = container.record.options.restart;
             let again = life.started && !life.stopped && policy.applies(code, life.state.restarts);
             drop(life);
             if !again {
@@ -324,14 +328,6 @@ impl Shim {
         }
     }
 
-    /// When it is started again: it may have been changed since.
-    fn restart_policy(&self) -> Restart {
-        let record = self.container.record_now();
-        record.map_or(self.container.record.options.restart, |record| {
-            record.options.restart
-        })
-    }
-
     fn ended(&self, end: &End) {
         self.change(|life| {
             life.state.pid = 0;
@@ -349,11 +345,12 @@ impl Shim {
     }
 
     /// Gives how it ended, and the session if that may go later.
-    fn live_once(&self) -> Result<(End, Option<Arc<Session>>), ShimError> {
+    fn live_once(&self, container: &Container) -> Result<(End, Option<Arc<Session>>), ShimError> {
         // Both are held for as long as it lives.
-        let _volumes = create::hold_volumes(&self.container)?;
-        let (mut plan, ports) = create::plan(&self.container)?;
-        let link = Link::connect(&self.container, &mut plan, &ports)?;
+        let _volumes = create::hold_volumes(container)?;
+        let (mut plan, ports) = create::plan(container)?;
+        let vm = plan.vm_size();
+        let link = Link::connect(container, &mut plan, &ports)?;
         let is_temporary = self.container.record.options.rm;
         let goes_later = is_temporary && plan.is_alone();
         let keep = !is_temporary || plan.has_volumes();
@@ -366,6 +363,7 @@ impl Shim {
             life.session = Some(Arc::clone(&session));
             life.stdin = streams.stdin.map(Arc::new);
             life.state.ports = ports;
+            life.state.vm = vm;
             life.state.attached = link.as_ref().map(|link| link.attached.clone());
             life.state.cgroup = session.cgroup().map(Into::into);
         });

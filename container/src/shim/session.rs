@@ -21,6 +21,7 @@ use super::spawn::Place;
 use super::wire::Failure;
 use crate::limits::HostCgroup;
 use crate::options::CpuSet;
+use crate::state::VmSize;
 use crate::vm::{Machine, VmError};
 
 /// How long a guest may take to boot; far more than it needs, as hosts may be slow.
@@ -141,6 +142,14 @@ impl Plan {
     /// Whether it takes nothing of the host's that somebody may want as soon as it has ended.
     pub fn is_alone(&self) -> bool {
         matches!(self, Self::Vm(machine, _) if machine.is_alone())
+    }
+
+    /// How large its VM is, if it has one.
+    pub fn vm_size(&self) -> Option<VmSize> {
+        match self {
+            Self::Vm(machine, _) => Some(machine.size()),
+            Self::Process(_) => None,
+        }
     }
 
     /// Whether something that it writes is to be brought to a disk, also if it is thrown away.

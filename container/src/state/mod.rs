@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 pub use events::{Event, Events};
 pub use names::{is_id, is_name, new_id, new_name};
-pub use record::{Attached, Now, Probe, Record, Share, State, Status, Wellness, timestamp};
+pub use record::{Attached, Now, Probe, Record, Share, State, Status, VmSize, Wellness, timestamp};
 
 use crate::files::{FileError, New, file, lock_file, private_directory, remove_tree};
 use crate::paths;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::options::{Health, Options, Port, Rights};
+use crate::options::{Bytes, Health, Options, Port, Rights};
 
 /// What was asked for. Only `rename` and `update` change it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -138,6 +138,15 @@ pub struct Attached {
     pub mac: String,
 }
 
+/// How large a VM is, for the container in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSize {
+    /// Its vCPUs.
+    pub vcpus: u8,
+    /// Memory that the container may have of it.
+    pub memory: Bytes,
+}
+
 /// What changes about a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -164,6 +173,8 @@ pub struct State {
     pub health: Option<Wellness>,
     /// The cgroup of the host's that limits its VM; none if the host lets us make none.
     pub cgroup: Option<PathBuf>,
+    /// What its VM was started with; none on the host's kernel.
+    pub vm: Option<VmSize>,
     /// What it has on a network of ours, while it runs.
     pub attached: Option<Attached>,
     /// The ports that are published, with those of the host that were chosen.

@@ -6,11 +6,10 @@ use oci_spec::runtime::LinuxPids;
 use super::control::{agent, failed};
 use super::{Failed, Outcome, each, print};
 use crate::limits;
-use crate::options::{Bytes, Isolation, Options, Restart};
+use crate::options::{Bytes, Isolation, Options, OptionsError, Restart};
 use crate::shim;
 use crate::spec;
 use crate::state::{Container, Containers, Record, State};
-use crate::vm;
 
 const RULES: &str = "\
 It holds at once and at each start. A VM that runs has the vCPUs and the memory it was started with: what
@@ -24,15 +23,10 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "NUMBER", value_parser = crate::options::cpus)]
     cpus: Option<f64>,
     /// Memory
-    #[arg(short, long, value_name = "BYTES")]
+    #[arg(short, long, value_name = "BYTES", value_parser = crate::options::memory)]
     memory: Option<Bytes>,
     /// Number of processes; -1: no limit
-    #[arg(
-        long,
-        value_name = "NUMBER",
-        group = "change",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
     /// When it is started again by itself: no, always, unless-stopped, on-failure[:TIMES]
     #[arg(long, value_name = "POLICY")]
@@ -49,8 +43,10 @@ enum UpdateError {
     Nothing,
     #[error("the VM of container {0} has {1} vCPUs; stop it first to give it more CPUs")]
     Cpus(String, u8),
-    #[error("the VM of container {0} was started with less memory; stop it first to give it more")]
-    Memory(String),
+    #[error("the VM of container {0} was started for {1} of memory; stop it first to give it more")]
+    Memory(String, Bytes),
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     #[error("container {0} is removed when it ends (--rm), and so not started again")]
     Removed(String),
 }
@@ -79,7 +75,7 @@ pub(super) fn update(args: &Args) -> Outcome {
         let state = container.state()?;
         let mut changed = container.record.options.clone();
         args.apply(&mut changed);
-        check(&container, &changed, &state)?;
+        check(&container.record.name, &changed, &state)?;
         if state.status.is_live() {
             at_once(&container, &changed, &state)?;
         }
@@ -92,21 +88,19 @@ pub(super) fn update(args: &Args) -> Outcome {
     })
 }
 
-fn check(container: &Container, changed: &Options, state: &State) -> Result<(), UpdateError> {
-    let Record { name, options, .. } = &container.record;
+fn check(name: &str, changed: &Options, state: &State) -> Result<(), UpdateError> {
     if changed.rm && changed.restart != Restart::No {
-        return Err(UpdateError::Removed(name.clone()));
+        return Err(UpdateError::Removed(name.to_owned()));
     }
-    if options.isolation == Isolation::Process || !state.status.is_live() {
+    changed.check_limits()?;
+    let Some(vm) = state.vm.filter(|_| state.status.is_live()) else {
         return Ok(());
+    };
+    if changed.cpus.is_some_and(|cpus| cpus > f64::from(vm.vcpus)) {
+        return Err(UpdateError::Cpus(name.to_owned(), vm.vcpus));
     }
-    let vcpus = vm::vcpus(options.cpus);
-    if changed.cpus.is_some_and(|cpus| cpus > f64::from(vcpus)) {
-        return Err(UpdateError::Cpus(name.clone(), vcpus));
-    }
-    let has = options.memory.unwrap_or(vm::DEFAULT_MEMORY);
     match changed.memory {
-        Some(now) if now > has => Err(UpdateError::Memory(name.clone())),
+        Some(now) if now > vm.memory => Err(UpdateError::Memory(name.to_owned(), vm.memory)),
         _ => Ok(()),
     }
 }
@@ -134,4 +128,46 @@ fn at_once(container: &Container, changed: &Options, state: &State) -> Result<()
         limits::set_cpus(cgroup, cpus)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Status, VmSize};
+
+    /// If it fails, a container is refused what its VM has, after an `update` that took it away, or is given
+    /// what it has not.
+    #[test]
+    fn a_vm_has_what_it_was_started_with() {
+        let vm = Some(VmSize {
+            vcpus: 2,
+            memory: Bytes(128 << 20),
+        });
+        let live = State {
+            status: Status::Running,
+            vm,
+            ..State::default()
+        };
+        let ended = State {
+            status: Status::Exited,
+            ..live.clone()
+        };
+        let of = |cpus, memory: u64, state: &State| {
+            let options = Options {
+                cpus: Some(cpus),
+                memory: Some(Bytes(memory << 20)),
+                ..Options::default()
+            };
+            check("one", &options, state).is_ok()
+        };
+        assert!(of(0.5, 64, &live) && of(2.0, 128, &live));
+        assert!(!of(2.5, 64, &live) && !of(1.0, 129, &live));
+        assert!(of(4.0, 1024, &ended));
+        let again = Options {
+            rm: true,
+            restart: Restart::Always,
+            ..Options::default()
+        };
+        assert!(check("one", &again, &ended).is_err());
+    }
 }
